@@ -1,0 +1,29 @@
+"""Qwen2 and Qwen2.5: biased query, key and value projections; the upper layers may be windowed."""
+
+from exporter.checkpoint.config import Config
+from exporter.checkpoint.family import (
+    FAMILIES,
+    DenseTraits,
+    Family,
+    dense_decoder,
+    layer_count,
+    llama_tensor_name,
+    windows_from_layer_types,
+)
+from exporter.decoder.spec import DecoderSpec
+
+
+def upper_layer_windows(config: Config) -> tuple[int | None, ...]:
+    """`use_sliding_window` bounds the layers from `max_window_layers` on, unless `layer_types` says otherwise."""
+    if not config.flag("use_sliding_window", False):
+        return windows_from_layer_types(config, (None,) * layer_count(config))
+    window, first = config.integer("sliding_window"), config.get("max_window_layers", 0)
+    default = tuple(window if index >= first else None for index in range(layer_count(config)))
+    return windows_from_layer_types(config, default)
+
+
+def decoder_spec(config: Config) -> DecoderSpec:
+    return dense_decoder(config, "qwen2", DenseTraits(upper_layer_windows(config), query_key_value_bias=True))
+
+
+FAMILIES.add("qwen2", Family("qwen2", decoder_spec, llama_tensor_name))

@@ -1,0 +1,87 @@
+"""Lazy reading of safetensors folders: one tensor at a time, never the whole model twice in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from exporter.errors import CheckpointError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+
+class TensorFolder:
+    """Names, shapes and lazily read values of every tensor of a checkpoint folder, single-file or sharded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = self._files_by_tensor()
+        self._open: dict[str, safe_open] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._handle(self.files[name]).get_slice(name).get_shape())
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as float32. Raises CheckpointError when it is not finite or not readable."""
+        file = self.files[name]
+        try:
+            tensor = self._handle(file).get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError) as fault:
+            raise CheckpointError(f"{self.folder / file}: cannot read {name} ({fault})", "copy the file again") from None
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{self.folder / file}: {name} is {tensor.dtype}, not a float type",
+                "pass the original checkpoint, not one that is already quantized",
+            )
+        values = tensor.float()
+        if not torch.isfinite(values).all():
+            raise CheckpointError(f"{self.folder / file}: {name} holds NaN or infinite values", "retrain or restore it")
+        return values
+
+    def paths(self) -> list[Path]:
+        """The safetensors files, sorted by name."""
+        return [self.folder / file for file in sorted(set(self.files.values()))]
+
+    def _files_by_tensor(self) -> dict[str, str]:
+        index = self.folder / INDEX_FILE
+        if not index.is_file():
+            return self._single_file()
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = {str(name): str(file) for name, file in weight_map.items()}
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as fault:
+            raise CheckpointError(f"{index}: not a valid shard index ({fault})", "copy the file again") from None
+        for file in sorted(set(files.values())):
+            if not (self.folder / file).is_file():
+                raise CheckpointError(f"{self.folder / file}: not found, but {INDEX_FILE} lists it", "copy the missing shard")
+        return files
+
+    def _single_file(self) -> dict[str, str]:
+        path = self.folder / SINGLE_FILE
+        if not path.is_file():
+            raise CheckpointError(
+                f"{self.folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is there",
+                "pass a checkpoint saved with safetensors (save_pretrained)",
+            )
+        try:
+            with safe_open(path, framework="pt") as handle:
+                return dict.fromkeys(handle.keys(), SINGLE_FILE)
+        except (SafetensorError, OSError) as fault:
+            raise CheckpointError(f"{path}: not a readable safetensors file ({fault})", "copy the file again") from None
+
+    def _handle(self, file: str) -> safe_open:
+        if file not in self._open:
+            try:
+                self._open[file] = safe_open(self.folder / file, framework="pt")
+            except (SafetensorError, OSError) as fault:
+                raise CheckpointError(
+                    f"{self.folder / file}: not a readable safetensors file ({fault})", "copy the file again"
+                ) from None
+        return self._open[file]

@@ -1,0 +1,49 @@
+"""The interface between the one decoder and its interpreters.
+
+`forward.py` calls these methods and never looks inside a tensor, so a tensor is whatever the interpreter likes: a torch tensor
+in the oracle, a graph value in a target. Shapes are logical; layout is the interpreter's own affair. Weights are named, as in
+`spec.decoder_weights`; an interpreter owns its weight store and its caches.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from exporter.decoder.spec import Activation, AttentionSpec, NormSpec, RotarySpec
+
+Tensor = TypeVar("Tensor")
+
+
+class Ops(Protocol[Tensor]):
+    """One interpreter of the decoder."""
+
+    def embedding(self, token_ids: Tensor, table: str) -> Tensor:
+        """Rows of `table` for token ids [S] -> [S, D]."""
+
+    def linear(self, value: Tensor, matrix: str, bias: bool) -> Tensor:
+        """[S, in] times `matrix` [out, in] transposed, plus `matrix.bias` if `bias` -> [S, out]."""
+
+    def rms_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
+        """Normalizes over the last axis and multiplies by `gain`; the shape stays."""
+
+    def split_heads(self, value: Tensor, heads: int) -> Tensor:
+        """[S, heads * Hd] -> [S, heads, Hd]."""
+
+    def rotary(self, value: Tensor, rotary: RotarySpec) -> Tensor:
+        """Rotates [S, heads, Hd] by the chunk's absolute positions."""
+
+    def attention(self, layer: int, attention: AttentionSpec, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Stores key and value [S, K, Hd] in the layer's cache through its codec, attends with query [S, H, Hd] over what the
+        cache then holds and the window allows -> [S, H * Hd]."""
+
+    def activation(self, value: Tensor, kind: Activation) -> Tensor:
+        """Elementwise; the shape stays."""
+
+    def multiply(self, left: Tensor, right: Tensor) -> Tensor:
+        """Elementwise product of equal shapes."""
+
+    def add(self, left: Tensor, right: Tensor) -> Tensor:
+        """Elementwise sum of equal shapes."""
+
+    def logits(self, value: Tensor, table: str) -> Tensor:
+        """[S, D] times the head table [V, D] transposed -> [S, V]; an interpreter may keep the last token only."""

@@ -1,0 +1,98 @@
+"""Constants of the KV codecs, from what the decoder's own attention sees on calibration text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from exporter.decoder.spec import DecoderSpec
+from exporter.quantize.kv_codec import ChannelConstants, KvFormat, KvScaling, LayerKvConstants
+
+SMALLEST_SPREAD = 1e-4
+"""Floor for standard deviations and ranges: a channel that never moves must not blow up the others."""
+
+
+@dataclass
+class ChannelStatistics:
+    """Running sums per channel of one layer's queries, keys or values: all [K, Hd]."""
+
+    count: int
+    total: torch.Tensor
+    squares: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @staticmethod
+    def empty(kv_heads: int, head_dim: int) -> ChannelStatistics:
+        zero = torch.zeros(kv_heads, head_dim, dtype=torch.float64)
+        return ChannelStatistics(0, zero, zero.clone(), torch.full_like(zero, torch.inf), torch.full_like(zero, -torch.inf))
+
+    def add(self, rows: torch.Tensor) -> None:
+        """[S, K, Hd]."""
+        self.count += rows.shape[0]
+        self.total += rows.sum(0)
+        self.squares += rows.double().square().sum(0)
+        self.low = torch.minimum(self.low, rows.amin(0))
+        self.high = torch.maximum(self.high, rows.amax(0))
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.total / self.count
+
+    @property
+    def deviation(self) -> torch.Tensor:
+        return (self.squares / self.count - self.mean.square()).clamp_min(0).sqrt()
+
+    @property
+    def root_mean_square(self) -> torch.Tensor:
+        return (self.squares / self.count).sqrt()
+
+
+class KvCalibrator:
+    """Listens to attention (see `torch_ops.Hooks`) and derives every layer's constants."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        self.spec = spec
+
+        def statistics() -> list[ChannelStatistics]:
+            return [ChannelStatistics.empty(layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers]
+
+        self.queries, self.keys, self.values = statistics(), statistics(), statistics()
+
+    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        attention = self.spec.layers[layer].attention
+        self.queries[layer].add(query.unflatten(1, (attention.kv_heads, attention.group)).transpose(1, 2).flatten(0, 1))
+        self.keys[layer].add(key)
+        self.values[layer].add(value)
+
+    def constants(self, kv_format: KvFormat) -> tuple[LayerKvConstants, ...]:
+        """Constants of every layer for the codec of a recipe."""
+        return tuple(self._layer(index, kv_format) for index in range(len(self.spec.layers)))
+
+    def _layer(self, index: int, kv_format: KvFormat) -> LayerKvConstants:
+        queries, keys, values = self.queries[index], self.keys[index], self.values[index]
+        if kv_format.scaling is KvScaling.STATIC:
+            per_channel = kv_format.bits < 8
+            return LayerKvConstants(_static(keys, kv_format.bits, per_channel), _static(values, kv_format.bits, per_channel))
+        if kv_format.scaling is KvScaling.PER_TOKEN and kv_format.bits < 8:
+            balance = (keys.deviation.clamp_min(SMALLEST_SPREAD) / queries.root_mean_square.clamp_min(SMALLEST_SPREAD)).sqrt()
+            key = ChannelConstants(keys.mean.float(), balance.float())
+            return LayerKvConstants(key, ChannelConstants(values.mean.float(), torch.ones_like(key.balance)))
+        shape = keys.low.shape
+        return LayerKvConstants(ChannelConstants.identity(*shape), ChannelConstants.identity(*shape))
+
+
+def _static(statistics: ChannelStatistics, bits: int, per_channel: bool) -> ChannelConstants:
+    """One scale and zero point for the layer, or (INT4) each channel's own range mapped onto the codes."""
+    steps = 2**bits - 1
+    if per_channel:
+        spread = (statistics.high - statistics.low).clamp_min(SMALLEST_SPREAD)
+        balance = spread / steps
+        zero = 2 ** (bits - 1)
+        center = statistics.low + zero * balance
+        return ChannelConstants(center.float(), balance.float(), 1.0, zero)
+    largest = float(torch.maximum(statistics.high.max(), -statistics.low.min()).clamp_min(SMALLEST_SPREAD))
+    identity = ChannelConstants.identity(*statistics.low.shape)
+    zero = 2 ** (bits - 1)
+    return ChannelConstants(identity.center, identity.balance, largest / (zero - 1), zero)

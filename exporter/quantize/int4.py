@@ -1,0 +1,205 @@
+"""INT4 and INT8 weight codes: storage, packing, scale formats, round-to-nearest and scale search.
+
+A matrix [out, in] is quantized symmetrically in groups of `group_size` along its input dimension; the last group may be a
+remainder. value = code * scale[row, group], codes in [-8, 7] (INT4) or [-127, 127] (INT8), scales positive because XNNPACK and
+the HTP demand it. Scales are always exactly representable in their format, so every runtime computes from the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+LPBQ_STEPS = 16
+"""Block scales of the HTP are an integer 1..16 times the channel scale (low-power block quantization)."""
+
+LPBQ_SIGNIFICANT_BITS = 7
+"""Channel scales keep 7 significant bits, so that channel scale times 1..16 is exact in fp16's 11."""
+
+
+class ScaleFormat(str, Enum):
+    """How a group's scale is stored."""
+
+    FP16 = "fp16"
+    BF16 = "bf16"
+    LPBQ = "lpbq"
+
+
+class RoundingMethod(str, Enum):
+    """How codes are chosen."""
+
+    RTN = "rtn"
+    SEARCH = "search"
+    GPTQ = "gptq"
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """Bits, grouping and scale format of one quantized matrix."""
+
+    bits: int
+    group_size: int
+    scale_format: ScaleFormat
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        return (-8, 7) if self.bits == 4 else (-127, 127)
+
+    def group_count(self, in_features: int) -> int:
+        return math.ceil(in_features / self.group_size)
+
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of codes and scales for a [rows, columns] matrix."""
+        codes = rows * (math.ceil(columns / 2) if self.bits == 4 else columns)
+        groups = rows * self.group_count(columns)
+        if self.scale_format is ScaleFormat.LPBQ:
+            return codes + groups + 4 * rows
+        return codes + 2 * groups
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """Codes and scales of one matrix [out, in].
+
+    packed            uint8 [out, ceil(in / 2)], low nibble first, two's complement nibbles; int8 [out, in] when bits == 8
+    scales            float32 [out, groups]
+    channel_scales    float32 [out], LPBQ only
+    multipliers       uint8 [out, groups], LPBQ only: scales = channel_scales[:, None] * multipliers
+    """
+
+    packed: torch.Tensor
+    scales: torch.Tensor
+    in_features: int
+    format: WeightFormat
+    channel_scales: torch.Tensor | None = None
+    multipliers: torch.Tensor | None = None
+
+    @property
+    def out_features(self) -> int:
+        return self.packed.shape[0]
+
+    def codes(self) -> torch.Tensor:
+        """int8 [out, in]."""
+        return unpack_nibbles(self.packed, self.in_features) if self.format.bits == 4 else self.packed
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 [out, in]."""
+        return self.codes().float().mul_(expand_groups(self.scales, self.format.group_size, self.in_features))
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Dequantized rows: int64 [S] -> float32 [S, in]; what an embedding lookup reads."""
+        packed = self.packed[index]
+        codes = unpack_nibbles(packed, self.in_features) if self.format.bits == 4 else packed
+        return codes.float().mul_(expand_groups(self.scales[index], self.format.group_size, self.in_features))
+
+
+def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
+    """int8 [..., n] with values in [-8, 7] -> uint8 [..., ceil(n / 2)]; even elements in the low nibble."""
+    if codes.shape[-1] % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1))
+    nibbles = codes.to(torch.uint8) & 0xF
+    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+
+
+def unpack_nibbles(packed: torch.Tensor, count: int) -> torch.Tensor:
+    """Inverse of `pack_nibbles`: uint8 [..., ceil(count / 2)] -> int8 [..., count]."""
+    low = (packed << 4).view(torch.int8) >> 4
+    high = packed.view(torch.int8) >> 4
+    return torch.stack((low, high), dim=-1).flatten(-2)[..., :count]
+
+
+def expand_groups(per_group: torch.Tensor, group_size: int, in_features: int) -> torch.Tensor:
+    """[out, groups] -> [out, in]: each group's number for each of its columns."""
+    return per_group.repeat_interleave(group_size, dim=1)[:, :in_features]
+
+
+def round_scale(scale: torch.Tensor, scale_format: ScaleFormat) -> torch.Tensor:
+    """Rounds positive float32 scales to the storage format, never to zero."""
+    dtype = torch.float16 if scale_format is ScaleFormat.FP16 else torch.bfloat16
+    smallest = 2.0**-24 if scale_format is ScaleFormat.FP16 else 2.0**-126
+    return scale.clamp_min(smallest).to(dtype).float()
+
+
+def round_channel_scale(scale: torch.Tensor) -> torch.Tensor:
+    """Rounds up to `LPBQ_SIGNIFICANT_BITS` significant bits: up, so that the largest group never clips."""
+    mantissa, exponent = torch.frexp(scale.clamp_min(2.0**-20))
+    steps = 2.0**LPBQ_SIGNIFICANT_BITS
+    return torch.ldexp(torch.ceil(mantissa * steps) / steps, exponent)
+
+
+def round_to_codes(values: torch.Tensor, scale: torch.Tensor, code_range: tuple[int, int]) -> torch.Tensor:
+    """Nearest code of each value, as float."""
+    return torch.round(values / scale).clamp_(*code_range)
+
+
+class ScaleChooser:
+    """Chooses one scale per row for a group of columns, from candidates allowed by the format.
+
+    Round-to-nearest uses the largest magnitude; the search minimizes the squared error, weighted per column by `importance`
+    (the diagonal of the input covariance) when given.
+    """
+
+    def __init__(self, weight: torch.Tensor, weight_format: WeightFormat, search: bool) -> None:
+        self.format = weight_format
+        self.search = search
+        self.channel_scales: torch.Tensor | None = None
+        if weight_format.scale_format is ScaleFormat.LPBQ:
+            top = weight_format.code_range[1]
+            self.channel_scales = round_channel_scale(weight.abs().amax(dim=1) / (top * LPBQ_STEPS))
+
+    def choose(self, group: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
+        """float32 [out, columns] -> scale float32 [out]."""
+        candidates = self._candidates(group)
+        if candidates.shape[0] == 1:
+            return candidates[0]
+        best_scale, best_error = candidates[0], torch.full((group.shape[0],), torch.inf)
+        for scale in candidates:
+            difference = round_to_codes(group, scale[:, None], self.format.code_range).mul_(scale[:, None]).sub_(group)
+            difference.square_()
+            error = difference.sum(1) if importance is None else difference @ importance
+            better = error < best_error
+            best_scale = torch.where(better, scale, best_scale)
+            best_error = torch.where(better, error, best_error)
+        return best_scale
+
+    def _candidates(self, group: torch.Tensor) -> torch.Tensor:
+        """[candidates, out], all representable in the format."""
+        largest = group.abs().amax(dim=1)
+        top = self.format.code_range[1]
+        if self.channel_scales is not None:
+            if self.search:
+                steps = torch.arange(1, LPBQ_STEPS + 1, dtype=torch.float32)
+                return steps[:, None] * self.channel_scales[None, :]
+            multiplier = torch.ceil(largest / top / self.channel_scales - 1e-4).clamp_(1, LPBQ_STEPS)
+            return (multiplier * self.channel_scales)[None]
+        if not self.search:
+            return round_scale(largest / (top + 0.5 if self.format.bits == 4 else top), self.format.scale_format)[None]
+        divisors = torch.linspace(0.85 * top, 1.45 * top, 28)
+        return round_scale(largest[None, :] / divisors[:, None], self.format.scale_format)
+
+    def build(self, codes: torch.Tensor, scales: torch.Tensor) -> QuantizedMatrix:
+        """Assembles the stored matrix from int8 codes [out, in] and chosen scales [out, groups]."""
+        packed = pack_nibbles(codes) if self.format.bits == 4 else codes.contiguous()
+        multipliers = None
+        if self.channel_scales is not None:
+            multipliers = torch.round(scales / self.channel_scales[:, None]).to(torch.uint8)
+        return QuantizedMatrix(packed, scales, codes.shape[1], self.format, self.channel_scales, multipliers)
+
+
+def quantize_nearest(
+    weight: torch.Tensor, weight_format: WeightFormat, search: bool = False, importance: torch.Tensor | None = None
+) -> QuantizedMatrix:
+    """Quantizes float32 [out, in] group by group without error feedback."""
+    chooser = ScaleChooser(weight, weight_format, search)
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(weight.shape[0], weight_format.group_count(weight.shape[1]))
+    for index in range(scales.shape[1]):
+        columns = slice(index * weight_format.group_size, (index + 1) * weight_format.group_size)
+        group = weight[:, columns]
+        scale = chooser.choose(group, None if importance is None else importance[columns])
+        scales[:, index] = scale
+        codes[:, columns] = round_to_codes(group, scale[:, None], weight_format.code_range).to(torch.int8)
+    return chooser.build(codes, scales)

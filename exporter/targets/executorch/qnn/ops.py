@@ -1,0 +1,299 @@
+"""QnnOps: interprets the decoder as a graph of HTP operators.
+
+Shapes: hidden states are [1, 1, S, D], channels last, so that every linear layer is a 1x1 convolution without a transpose. Keys
+are cached transposed [1, K, Hd, C], values as [1, K, C, Hd]. Query heads that share a key/value head are folded into rows, so
+keys and values are never repeated. Scores against the cache and against the chunk's own keys are concatenated, not the caches:
+the cache is read once and never copied.
+
+The caches, masks and rotary angles are inputs that `host.py` prepares; the chunk's new keys and values are outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from exporter.decoder.cache import LayerCache
+from exporter.decoder.rotary import attention_factor
+from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
+from exporter.decoder.weights import DecoderWeights
+from exporter.quantize.kv_codec import ChannelConstants, KvFormat, LayerKvConstants
+from exporter.targets.executorch.qnn.graph import Constant, Encoding, HtpGraph, Kernel, Role, Storage, Value
+
+SMALLEST_BLOCK = 16
+"""Block-quantized convolutions with blocks of 4 channels compile and compute wrong numbers; 16, 32 and 64 are exact."""
+
+MASK_ENCODING_NAME = "mask"
+
+
+@dataclass(frozen=True)
+class MaskKind:
+    """Layers with the same slots and window share one mask input."""
+
+    slots: int
+    window: int | None
+    sinks: int
+
+    @property
+    def name(self) -> str:
+        return f"mask_{'full' if self.window is None else f'window{self.window}'}_{self.slots}"
+
+    @staticmethod
+    def of(layer: LayerCache) -> MaskKind:
+        return MaskKind(layer.slots, layer.window, layer.sinks)
+
+
+class QnnOps:
+    """Builds one method's graph for chunks of `chunk` tokens."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: DecoderSpec,
+        weights: DecoderWeights,
+        layout: tuple[LayerCache, ...],
+        chunk: int,
+        kv_format: KvFormat,
+        kv_constants: tuple[LayerKvConstants, ...],
+        hidden_encoding: Encoding,
+    ) -> None:
+        self.spec, self.weights, self.layout, self.chunk = spec, weights, layout, chunk
+        self.kv_format, self.kv_constants = kv_format, kv_constants
+        self.graph = HtpGraph(name)
+        self._hidden_encoding = hidden_encoding
+        self._names: dict[str, int] = {}
+        self._declare_shared_inputs()
+
+    def embedding(self, token_ids: Value | None, table: str) -> Value:
+        """The table lives on the host, which looks tokens up; the graph receives hidden states."""
+        return self._hidden
+
+    def linear(self, value: Value, matrix: str, bias: bool) -> Value:
+        quantized = self.weights.quantized(matrix)
+        value = self._pad_channels(value, quantized.in_features, kernel_columns(quantized.in_features, quantized.format.group_size))
+        result = self._inner(matrix, (*value.shape[:-1], quantized.out_features))
+        self.graph.add("Conv2d", result, value, Kernel(f"{matrix}_weight", quantized))
+        if not bias:
+            return result
+        offset = Constant(f"{matrix}_bias", self.weights.dense(f"{matrix}.bias"))
+        return self.graph.add("ElementWiseAdd", self._inner(f"{matrix}_biased", result.shape), result, offset)
+
+    def rms_norm(self, value: Value, gain: str, norm: NormSpec) -> Value:
+        result = self._inner(gain, value.shape)
+        return self.graph.add("RmsNorm", result, value, Constant(f"{gain}_gain", self.weights.dense(gain)), epsilon=norm.eps)
+
+    def split_heads(self, value: Value, heads: int) -> Value:
+        return self._reshape(value, (1, self.chunk, heads, value.shape[-1] // heads))
+
+    def rotary(self, value: Value, rotary: RotarySpec) -> Value:
+        half, width = rotary.dimensions // 2, value.shape[-1]
+        first, second = self._slice(value, 3, 0, half), self._slice(value, 3, half, 2 * half)
+        cosine, sine = self._cosine, self._sine
+        name, shape = value.name, first.shape
+        turned_first = self._binary("ElementWiseSubtract", f"{name}_turned_first", shape, *(
+            self._binary("ElementWiseMultiply", f"{name}_first_cosine", shape, first, cosine),
+            self._binary("ElementWiseMultiply", f"{name}_second_sine", shape, second, sine),
+        ))
+        turned_second = self._binary("ElementWiseAdd", f"{name}_turned_second", shape, *(
+            self._binary("ElementWiseMultiply", f"{name}_second_cosine", shape, second, cosine),
+            self._binary("ElementWiseMultiply", f"{name}_first_sine", shape, first, sine),
+        ))
+        parts = [turned_first, turned_second]
+        if 2 * half < width:
+            parts.append(self._slice(value, 3, 2 * half, width))
+        return self._concat(f"{name}_rotated", parts, 3)
+
+    def attention(self, layer: int, attention: AttentionSpec, query: Value, key: Value, value: Value) -> Value:
+        heads, head_dim, rows = attention.kv_heads, attention.head_dim, attention.group * self.chunk
+        prefix, slots = f"layers.{layer}", self.layout[layer].slots
+        constants = self.kv_constants[layer]
+        cached_keys = self._cache_input(f"{prefix}.keys", constants.key, heads, (head_dim, slots))
+        cached_values = self._cache_input(f"{prefix}.values", constants.value, heads, (slots, head_dim))
+        new_keys = self._cache_output(f"{prefix}.new_keys", constants.key, key, (0, 2, 3, 1))
+        new_values = self._cache_output(f"{prefix}.new_values", constants.value, value, (0, 2, 1, 3))
+        folded = self._reshape(self._transpose(self._balanced(query, constants.key, attention), (0, 2, 1, 3)),
+                               (1, heads, rows, head_dim))
+        scores = self._concat(f"{prefix}.scores", [
+            self._matmul(f"{prefix}.cache_scores", folded, cached_keys, slots),
+            self._matmul(f"{prefix}.chunk_scores", folded, new_keys, self.chunk),
+        ], 3)
+        probabilities = self._masked_softmax(prefix, attention, scores, MaskKind.of(self.layout[layer]))
+        mixed = self._binary("ElementWiseAdd", f"{prefix}.mixed", (1, heads, rows, head_dim), *(
+            self._matmul(f"{prefix}.cache_mixed", self._slice(probabilities, 3, 0, slots), cached_values, head_dim),
+            self._matmul(f"{prefix}.chunk_mixed", self._slice(probabilities, 3, slots, slots + self.chunk), new_values, head_dim),
+        ))
+        by_head = self._reshape(mixed, (1, attention.query_heads, self.chunk, head_dim))
+        restored = self._restored(self._transpose(by_head, (0, 2, 1, 3)), constants.value, attention)
+        return self._reshape(restored, (1, 1, self.chunk, attention.query_heads * head_dim))
+
+    def activation(self, value: Value, kind: Activation) -> Value:
+        if kind is Activation.SILU:
+            gate = self._inner(f"{value.name}_sigmoid", value.shape, Encoding(Storage.UINT16, 1 / 65535, 0))
+            self.graph.add("Sigmoid", gate, value)
+            return self._binary("ElementWiseMultiply", f"{value.name}_silu", value.shape, value, gate)
+        operator = "Relu" if kind is Activation.RELU else "Gelu"
+        return self.graph.add(operator, self._inner(f"{value.name}_{kind.value}", value.shape), value)
+
+    def multiply(self, left: Value, right: Value) -> Value:
+        return self._binary("ElementWiseMultiply", f"{left.name}_times", left.shape, left, right)
+
+    def add(self, left: Value, right: Value) -> Value:
+        return self._binary("ElementWiseAdd", f"{right.name}_residual", left.shape, left, right)
+
+    def logits(self, value: Value, table: str) -> Value:
+        quantized = self.weights.quantized(table)
+        value = self._pad_channels(value, quantized.in_features, kernel_columns(quantized.in_features, quantized.format.group_size))
+        result = Value("logits", (1, 1, self.chunk, quantized.out_features), Role.OUTPUT)
+        return self.graph.add("Conv2d", result, value, Kernel(f"{table}_weight", quantized))
+
+    def _declare_shared_inputs(self) -> None:
+        self._hidden = self.graph.add_input(
+            Value("hidden", (1, 1, self.chunk, self.spec.hidden_size), Role.INPUT, Storage.UINT16, self._hidden_encoding)
+        )
+        rotary = next((layer.attention.rotary for layer in self.spec.layers if layer.attention.rotary), None)
+        if rotary is not None:
+            shape, encoding = (1, self.chunk, 1, rotary.dimensions // 2), rotary_encoding(rotary)
+            self._cosine = self.graph.add_input(Value("cosine", shape, Role.INPUT, Storage.UINT16, encoding))
+            self._sine = self.graph.add_input(Value("sine", shape, Role.INPUT, Storage.UINT16, encoding))
+        self._masks = {}
+        for kind in dict.fromkeys(MaskKind.of(layer) for layer in self.layout):
+            shape = (1, 1, self.chunk, kind.slots + self.chunk)
+            self._masks[kind] = self.graph.add_input(Value(kind.name, shape, Role.INPUT))
+
+    def _cache_input(self, name: str, constants: ChannelConstants, heads: int, shape: tuple[int, int]) -> Value:
+        encoding = cache_encoding(constants)
+        if self.kv_format.bits == 8:
+            return self.graph.add_input(Value(name, (1, heads, *shape), Role.INPUT, Storage.UINT8, encoding))
+        packed_shape = (1, heads, shape[0], shape[1] // 2)
+        packed = self.graph.add_input(
+            Value(name, packed_shape, Role.INPUT, Storage.UINT8, Encoding(Storage.UINT8, 1.0, 0))
+        )
+        indices = self.graph.add("Cast", Value(f"{name}_indices", packed_shape, storage=Storage.INT32), packed)
+        pairs = Value(f"{name}_pairs", (*packed_shape, 2), storage=Storage.UINT8, fixed=encoding)
+        self.graph.add("Gather", pairs, nibble_table(encoding), indices, axis=0)
+        return self.graph.add(
+            "Reshape", Value(f"{name}_unpacked", (1, heads, *shape), storage=Storage.UINT8, fixed=encoding), pairs
+        )
+
+    def _cache_output(self, name: str, constants: ChannelConstants, value: Value, order: tuple[int, ...]) -> Value:
+        """Brings new rows into the codec's domain and rounds them to cache codes, in the cache's layout."""
+        prepared = self._prepared(value, constants)
+        moved = self._transpose(prepared, order)
+        encoding = cache_encoding(constants)
+        if self.kv_format.bits == 8:
+            return self.graph.add("Convert", Value(name, moved.shape, Role.OUTPUT, Storage.UINT8, encoding), moved)
+        clamped = self._inner(f"{name}_clamped", moved.shape)
+        low, high = (0 - constants.zero) * constants.scale, (15 - constants.zero) * constants.scale
+        self.graph.add("ReluMinMax", clamped, moved, min_value=low, max_value=high)
+        return self.graph.add("Convert", Value(name, moved.shape, Role.OUTPUT, Storage.UINT8, encoding), clamped)
+
+    def _prepared(self, value: Value, constants: ChannelConstants) -> Value:
+        """(value - center) / balance on [1, S, K, Hd], left out where the constants are trivial."""
+        if bool((constants.center != 0).any()):
+            center = Constant(f"{value.name}_center", -constants.center[None, None])
+            value = self._binary("ElementWiseAdd", f"{value.name}_centered", value.shape, value, center)
+        if bool((constants.balance != 1).any()):
+            factor = Constant(f"{value.name}_balance", 1 / constants.balance[None, None])
+            value = self._binary("ElementWiseMultiply", f"{value.name}_balanced", value.shape, value, factor)
+        return value
+
+    def _balanced(self, query: Value, constants: ChannelConstants, attention: AttentionSpec) -> Value:
+        if not bool((constants.balance != 1).any()):
+            return query
+        factor = Constant(f"{query.name}_balance", constants.balance.repeat_interleave(attention.group, 0)[None, None])
+        return self._binary("ElementWiseMultiply", f"{query.name}_balanced", query.shape, query, factor)
+
+    def _restored(self, mixed: Value, constants: ChannelConstants, attention: AttentionSpec) -> Value:
+        """mixed * balance + center on [1, S, H, Hd]."""
+        if bool((constants.balance != 1).any()):
+            factor = Constant(f"{mixed.name}_unbalance", constants.balance.repeat_interleave(attention.group, 0)[None, None])
+            mixed = self._binary("ElementWiseMultiply", f"{mixed.name}_unbalanced", mixed.shape, mixed, factor)
+        if bool((constants.center != 0).any()):
+            center = Constant(f"{mixed.name}_uncenter", constants.center.repeat_interleave(attention.group, 0)[None, None])
+            mixed = self._binary("ElementWiseAdd", f"{mixed.name}_uncentered", mixed.shape, mixed, center)
+        return mixed
+
+    def _masked_softmax(self, prefix: str, attention: AttentionSpec, scores: Value, kind: MaskKind) -> Value:
+        """The mask drives hidden scores to the floor of the encoding; `beta` applies the score scale for free."""
+        rows = (1, attention.query_heads, self.chunk, scores.shape[-1])
+        masked = self._binary(
+            "ElementWiseAdd", f"{prefix}.masked_scores", rows, self._reshape(scores, rows), self._masks[kind]
+        )
+        probabilities = self._inner(f"{prefix}.probabilities", rows, Encoding(Storage.UINT16, 1 / 65535, 0))
+        self.graph.add("Softmax", probabilities, masked, beta=attention.score_scale, axis=3)
+        return self._reshape(probabilities, scores.shape)
+
+    def _pad_channels(self, value: Value, channels: int, padded: int) -> Value:
+        if channels == padded:
+            return value
+        result = self._inner(f"{value.name}_padded", (*value.shape[:-1], padded))
+        return self.graph.add("Pad", result, value, after=padded - channels)
+
+    def _matmul(self, name: str, left: Value, right: Value, columns: int) -> Value:
+        return self.graph.add("MatMul", self._inner(name, (*left.shape[:-1], columns)), left, right)
+
+    def _binary(self, kind: str, name: str, shape: tuple[int, ...], left: Value, right: Value | Constant) -> Value:
+        return self.graph.add(kind, self._inner(name, shape), left, right)
+
+    def _reshape(self, value: Value, shape: tuple[int, ...]) -> Value:
+        if value.shape == shape:
+            return value
+        if math.prod(value.shape) != math.prod(shape):
+            raise ValueError(f"cannot reshape {value.name} {value.shape} to {shape}")
+        return self.graph.add("Reshape", self._inner(f"{value.name}_reshaped", shape), value)
+
+    def _transpose(self, value: Value, order: tuple[int, ...]) -> Value:
+        shape = tuple(value.shape[axis] for axis in order)
+        moved = [axis for axis in order if value.shape[axis] != 1]
+        result = self._inner(f"{value.name}_transposed", shape)
+        if moved == sorted(moved):
+            return self.graph.add("Reshape", result, value)
+        return self.graph.add("Transpose", result, value, order=order)
+
+    def _slice(self, value: Value, axis: int, start: int, stop: int) -> Value:
+        shape = tuple(stop - start if index == axis else size for index, size in enumerate(value.shape))
+        return self.graph.add(
+            "StridedSlice", self._inner(f"{value.name}_from{start}", shape), value, axis=axis, start=start, stop=stop
+        )
+
+    def _concat(self, name: str, parts: list[Value], axis: int) -> Value:
+        size = sum(part.shape[axis] for part in parts)
+        shape = tuple(size if index == axis else extent for index, extent in enumerate(parts[0].shape))
+        return self.graph.add("Concat", self._inner(name, shape), *parts, axis=axis)
+
+    def _inner(self, name: str, shape: tuple[int, ...], fixed: Encoding | None = None) -> Value:
+        """A fresh inner value; a name used twice gets a number, the same in every method's graph."""
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        return Value(name if count == 0 else f"{name}_{count}", shape, fixed=fixed)
+
+
+def kernel_columns(in_features: int, group_size: int) -> int:
+    """Input channels of the convolution: padded with zeros when the remainder group leaves no common block of at least 16."""
+    if group_size >= in_features or kernel_block(in_features, group_size) >= SMALLEST_BLOCK:
+        return in_features
+    return math.ceil(in_features / group_size) * group_size
+
+
+def kernel_block(in_features: int, group_size: int) -> int:
+    """Largest block size that divides both the groups and the remainder group: remainder groups are exact in smaller blocks."""
+    return math.gcd(in_features, group_size)
+
+
+def cache_encoding(constants: ChannelConstants) -> Encoding:
+    """Cache codes as the HTP reads them. INT4 codes use the lowest 16 of the 256 levels."""
+    return Encoding(Storage.UINT8, constants.scale, constants.zero)
+
+
+def rotary_encoding(rotary: RotarySpec) -> Encoding:
+    """Cosine and sine: zero and plus or minus the largest amplitude are exact."""
+    return Encoding(Storage.UINT16, attention_factor(rotary) / 32767, 32768)
+
+
+def nibble_table(encoding: Encoding) -> Constant:
+    """[256, 2]: both nibbles of every byte, low one first, as cache codes."""
+    byte = torch.arange(256)
+    codes = torch.stack((byte & 0xF, byte >> 4), dim=1)
+    return Constant("nibble_table", encoding.dequantize(codes), Storage.UINT8, encoding)

@@ -1,0 +1,75 @@
+"""The Qualcomm libraries, from the onnxruntime-qnn wheel: laid out as ExecuTorch expects and loaded in the one order that works.
+
+ExecuTorch wants a folder named by QNN_SDK_ROOT with `lib/x86_64-linux-clang/`; without the variable it would download an SDK of
+several gigabytes. The libraries must be loaded after torch, torchao and executorch: before them the process aborts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from exporter.errors import ToolchainMissing
+
+REQUIRED_LIBRARIES = ("libQnnSystem.so", "libQnnHtp.so")
+QNN_WHEEL_VERSION = "2.5.0"
+"""ExecuTorch 1.5.1 works with this release alone: 2.3, 2.6 and 2.7 fail with `unknown custom config socModel`."""
+
+
+def library_folder() -> Path:
+    """The folder of the wheel's libraries. Raises ToolchainMissing naming what to install."""
+    install = f"pip install 'slm-export[qnn]' (onnxruntime-qnn=={QNN_WHEEL_VERSION})"
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise ToolchainMissing(
+            f"the Qualcomm compiler runs on x86-64 Linux, not on {platform.system()} {platform.machine()}",
+            "export on such a machine or in CI",
+        )
+    if importlib.util.find_spec("executorch") is None:
+        raise ToolchainMissing("executorch is not installed", "pip install 'slm-export[qnn]'")
+    found = importlib.util.find_spec("onnxruntime_qnn")
+    if found is None or found.origin is None:
+        raise ToolchainMissing("the Qualcomm libraries are not installed", install)
+    version = importlib.metadata.version("onnxruntime-qnn")
+    if version != QNN_WHEEL_VERSION:
+        raise ToolchainMissing(f"onnxruntime-qnn {version} does not work with ExecuTorch 1.5.1", install)
+    folder = Path(found.origin).parent
+    for name in REQUIRED_LIBRARIES:
+        if not (folder / name).is_file():
+            raise ToolchainMissing(f"{folder / name} is missing", install)
+    return folder
+
+
+def prepare_environment() -> Path:
+    """Points QNN_SDK_ROOT at the wheel's libraries unless a real SDK is already named. Call before importing executorch."""
+    named = os.environ.get("QNN_SDK_ROOT")
+    if named:
+        return Path(named) / "lib" / "x86_64-linux-clang"
+    libraries = library_folder()
+    root = Path(tempfile.mkdtemp(prefix="slm-export-qnn-"))
+    (root / "lib").mkdir()
+    (root / "lib" / "x86_64-linux-clang").symlink_to(libraries)
+    os.environ["QNN_SDK_ROOT"] = str(root)
+    return libraries
+
+
+def load_libraries() -> None:
+    """Loads the compiler and simulator into this process."""
+    folder = prepare_environment()
+    import executorch.runtime  # noqa: F401  the libraries abort when loaded before it
+
+    for name in REQUIRED_LIBRARIES:
+        ctypes.CDLL(str(folder / name))
+
+
+def chipset_names() -> list[str]:
+    """Every chipset that the installed ExecuTorch lists, or an empty list without ExecuTorch."""
+    if importlib.util.find_spec("executorch") is None:
+        return []
+    from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
+
+    return [chipset.name for chipset in QcomChipset if chipset.name != "UNKNOWN_SM"]
