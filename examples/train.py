@@ -79,6 +79,8 @@ class ModelSettings:
     context_length: int = 512
     sliding_window: int = 64
     sliding_layers: tuple[int, ...] = (0, 1, 3, 4)
+    # Twice the usual deviation of the first weights: a model this narrow then starts to learn much sooner.
+    initial_deviation: float = 0.04
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class TrainingSettings:
     sequence_length: int = 256
     learning_rate: float = 3e-3
     warmup_steps: int = 30
+    # Less momentum than the usual 0.9: the loss falls faster in a run of a few hundred steps.
+    momentum_decays: tuple[float, float] = (0.8, 0.95)
     weight_decay: float = 0.1
     gradient_norm_limit: float = 1.0
     validation_fraction: float = 0.05
@@ -428,6 +432,7 @@ def build_model(settings: ModelSettings) -> Qwen3ForCausalLM:
         # layer_types alone decides; 0 keeps readers that only know max_window_layers from ruling windows out.
         max_window_layers=0,
         layer_types=layer_types,
+        initializer_range=settings.initial_deviation,
         tie_word_embeddings=True,
         bos_token_id=END_OF_TEXT_ID,
         eos_token_id=END_OF_TEXT_ID,
@@ -444,7 +449,7 @@ def build_optimizer(model: Qwen3ForCausalLM, settings: TrainingSettings) -> torc
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.momentum_decays)
 
 
 def learning_rate_at(step: int, used: float, settings: TrainingSettings) -> float:

@@ -1,0 +1,5 @@
+"""`python -m exporter` is `slm-export`."""
+
+from exporter.cli import main
+
+main()

@@ -1,0 +1,150 @@
+"""Runs a function in a child process: whatever can crash or print from native code.
+
+The child's standard output and error go to a log file; results and events come back as JSON lines through a pipe of their own. A
+time limit, a crash and a raised SlmExportError all end as one error in the parent.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from exporter import errors
+from exporter.errors import ChildFailed, SlmExportError
+
+Emit = Callable[[dict[str, Any]], None]
+"""Sends one event to the parent."""
+
+
+def run_child(
+    function: str, arguments: dict[str, Any], log: Path, timeout_s: float, on_event: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """Calls `module:function(arguments, emit)` in a child and returns its result, a JSON object.
+
+    Raises the child's own SlmExportError, or ChildFailed naming the log when it crashed or ran out of time.
+    """
+    result: dict[str, Any] | None = None
+    for event in stream_child(function, arguments, log, timeout_s):
+        if "result" in event:
+            result = event["result"]
+        elif on_event is not None:
+            on_event(event)
+    if result is None:
+        raise ChildFailed(f"{function.split(':')[-1]} ended without a result", f"see {log}")
+    return result
+
+
+def stream_child(function: str, arguments: dict[str, Any], log: Path, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Yields the child's events as they come; the last one holds `result`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    read_end, write_end = os.pipe()
+    command = [sys.executable, "-m", "exporter.child", function, str(write_end)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(write_end,), env=_environment()
+        )
+    os.close(write_end)
+    timed_out = threading.Event()
+    timer = threading.Timer(timeout_s, _expire, (process, timed_out))
+    timer.daemon = True
+    timer.start()
+    try:
+        with os.fdopen(read_end, encoding="utf-8") as pipe:
+            _send_arguments(process, arguments)
+            for line in pipe:
+                event = json.loads(line)
+                if "error" in event:
+                    raise _rebuild_error(event["error"], log)
+                yield event
+        _check_exit(process, function, log, timeout_s, timed_out)
+    finally:
+        timer.cancel()
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """The child imports this package even when it is used from a checkout."""
+    package_parent = str(Path(__file__).resolve().parent.parent)
+    existing = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{package_parent}{os.pathsep}{existing}" if existing else package_parent}
+
+
+def _send_arguments(process: subprocess.Popen[bytes], arguments: dict[str, Any]) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(json.dumps(arguments).encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # the child died at once; its exit status is reported below
+
+
+def _expire(process: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
+    timed_out.set()
+    process.kill()
+
+
+def _check_exit(
+    process: subprocess.Popen[bytes], function: str, log: Path, timeout_s: float, timed_out: threading.Event
+) -> None:
+    status = process.wait()
+    name = function.split(":")[-1]
+    if timed_out.is_set():
+        raise ChildFailed(f"{name} took longer than {timeout_s:.0f} s and was stopped", f"see {log}")
+    if status < 0:
+        raise ChildFailed(f"{name} was killed by {signal.Signals(-status).name}", f"see {log}")
+    if status != 0:
+        raise ChildFailed(f"{name} ended with status {status}", f"see {log}")
+
+
+def _rebuild_error(description: dict[str, str], log: Path) -> SlmExportError:
+    kind = getattr(errors, description["type"], None)
+    if isinstance(kind, type) and issubclass(kind, SlmExportError) and kind is not errors.RecipeError:
+        return kind(description["message"], description["next_step"])
+    return ChildFailed(description["message"], f"see {log}")
+
+
+def _main() -> int:
+    function, descriptor = sys.argv[1], int(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means, and kills us
+    _die_with_parent()
+    arguments = json.loads(sys.stdin.buffer.read())
+    with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:
+
+        def emit(event: dict[str, Any]) -> None:
+            pipe.write(json.dumps(event) + "\n")
+            pipe.flush()
+
+        try:
+            module, name = function.split(":")
+            emit({"result": getattr(importlib.import_module(module), name)(arguments, emit)})
+        except SlmExportError as fault:
+            emit({"error": {"type": type(fault).__name__, "message": fault.message, "next_step": fault.next_step}})
+        except Exception as fault:
+            traceback.print_exc()
+            emit({"error": {"type": "ChildFailed", "message": f"{function.split(':')[-1]}: {fault}", "next_step": ""}})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # native destructors of the Qualcomm libraries may crash at exit, after the result is safe
+
+
+def _die_with_parent() -> None:
+    """Linux: the kernel kills this child when the parent dies, so that kill -9 leaves no orphan."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,193 @@
+"""Commands and options only. `slm-export --recipe NAME` is the main one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from exporter.errors import ExitCode, SlmExportError
+
+app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+recipes_app = typer.Typer(add_completion=False, help="List and show recipes.", rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe name or YAML file.", metavar="NAME")]
+ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Hugging Face checkpoint folder; default: the bundled example.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe value: section.field=value.", metavar="KEY=VALUE")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+@app.callback(invoke_without_command=True)
+def main_command(
+    context: typer.Context,
+    recipe: RecipeOption = None,
+    model: ModelOption = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Output folder; default: out/<recipe>.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter folder to merge.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="UTF-8 text that quantization listens to.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="UTF-8 text for parity and perplexity.")] = None,
+    overrides: SetOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
+    resume: Annotated[bool, typer.Option(help="Reuse finished stages of earlier runs.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a trained small language model for a phone, verified.
+
+    slm-export --recipe android-npu --model ./my-model --output out
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if recipe is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(ExitCode.USAGE)
+    from exporter.pipeline import ExportRequest, export
+    from exporter.progress import StageDisplay
+    from exporter.recipe import load_recipe
+    from exporter.report.text import summary_lines
+
+    console = Console(stderr=as_json)
+    loaded = load_recipe(recipe, tuple(overrides or ()))
+    request = ExportRequest(loaded, output or Path("out") / loaded.name, model, adapter, calibration, evaluation, force, resume)
+    if model is None and not as_json:
+        console.print(f"No --model given: exporting the bundled example ({request.model_folder.name}, 5 M parameters).", highlight=False)
+    display = StageDisplay(console, quiet=as_json)
+    report = export(request, display)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    for line in summary_lines(report, request.output):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command("plan")
+def plan_command(
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or YAML file.")],
+    model: ModelOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Refuse or estimate an export in under a second, reading no weight."""
+    from exporter.pipeline import plan_export
+    from exporter.recipe import load_recipe
+    from exporter.report.text import plan_lines
+    from exporter.resources import example_folder
+
+    loaded = load_recipe(recipe, tuple(overrides or ()))
+    plan = plan_export(model or example_folder() / "model", loaded)
+    if as_json:
+        typer.echo(json.dumps(plan.to_json()))
+        return
+    for line in plan_lines(plan):
+        typer.echo(line)
+
+
+@app.command("verify")
+def verify_command(folder: Annotated[Path, typer.Argument(help="Output folder of an export.")], as_json: JsonOption = False) -> None:
+    """Repeat every check of an export from its files alone."""
+    from exporter.pipeline import verify_export
+    from exporter.progress import StageDisplay
+    from exporter.report.text import verification_lines
+
+    result = verify_export(folder, StageDisplay(Console(), quiet=as_json))
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for line in verification_lines(result):
+        typer.echo(line)
+
+
+@app.command("generate")
+def generate_command(
+    folder: Annotated[Path, typer.Argument(help="Output folder of an export.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+) -> None:
+    """Continue a text with the artifact itself."""
+    from exporter.runtime.generate import generate
+    from exporter.runtime.sampling import SamplingSettings
+
+    for piece in generate(folder, prompt, max_tokens, SamplingSettings(temperature, top_k, top_p, seed)):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command("doctor")
+def doctor_command(as_json: JsonOption = False) -> None:
+    """Check what is installed and what each target lacks."""
+    from exporter.doctor import diagnose
+
+    findings = diagnose()
+    if as_json:
+        typer.echo(json.dumps([finding.__dict__ for finding in findings]))
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok      ' if finding.present else 'missing '} {finding.name:<28} {finding.detail}")
+    if not all(finding.present for finding in findings if finding.required):
+        raise typer.Exit(ExitCode.TOOLCHAIN_MISSING)
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes_command(context: typer.Context) -> None:
+    """List the shipped recipes."""
+    if context.invoked_subcommand is not None:
+        return
+    from exporter.recipe import load_recipe, recipe_names
+
+    for name in recipe_names():
+        typer.echo(f"{name:<20} {load_recipe(name).description}")
+
+
+@recipes_app.command("show")
+def show_recipe(name: str, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Print a recipe with everything it inherits."""
+    import yaml
+
+    from exporter.recipe import load_recipe
+
+    values: dict[str, Any] = load_recipe(name, tuple(overrides or ())).model_dump(mode="json")
+    typer.echo(json.dumps(values) if as_json else yaml.safe_dump(values, sort_keys=False).rstrip())
+
+
+@recipes_app.command("schema")
+def show_schema() -> None:
+    """Print the JSON Schema of recipe files, for editors."""
+    from exporter.recipe import recipe_json_schema
+
+    typer.echo(json.dumps(recipe_json_schema(), indent=2))
+
+
+def main() -> None:
+    """Console entry point: maps every error to its exit code and one line on standard error."""
+    try:
+        app(standalone_mode=False)
+    except SlmExportError as fault:
+        _fail(str(fault), fault.exit_code)
+    except (typer.Exit, SystemExit) as stop:
+        sys.exit(getattr(stop, "exit_code", getattr(stop, "code", 0)))
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; nothing was left in place", ExitCode.INTERRUPTED)
+    except OSError as fault:
+        _fail(f"{fault.filename or 'file system'}: {fault.strerror}; free space or choose another --output", ExitCode.USAGE)
+    except Exception as fault:
+        if type(fault).__module__.startswith(("click", "typer")) and hasattr(fault, "format_message"):
+            _fail(f"{fault.format_message()}; see: slm-export --help", ExitCode.USAGE)
+        raise
+
+
+def _fail(message: str, code: ExitCode) -> None:
+    print(f"slm-export: error: {message}", file=sys.stderr)
+    sys.exit(int(code))
+
+
+if __name__ == "__main__":
+    main()

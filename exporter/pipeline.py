@@ -1,0 +1,309 @@
+"""An export, stage by stage: plan, load, calibrate, quantize, lower, verify, package, report."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import math
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exporter.checkpoint.checkpoint import COMPANION_FILES, Checkpoint, file_sha256, open_checkpoint, read_spec
+from exporter.checkpoint.text import TextCodec, read_text
+from exporter.decoder.cache import CacheSettings, cache_layout
+from exporter.decoder.forward import decode_chunk
+from exporter.decoder.torch_ops import Hooks, TorchOps
+from exporter.errors import UsageError
+from exporter.folder import OutputFolder
+from exporter.manifest import REPORT_FILE, check_integrity, read_manifest, tool_versions, write_manifest
+from exporter.plan import Plan, cache_settings, check_refusals, make_plan, recipe_layout, weight_settings
+from exporter.progress import StageDisplay, peak_rss_bytes
+from exporter.quantize.calibration import KvCalibrator
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized, save_quantized
+from exporter.quantize.quantizer import quantize_decoder
+from exporter.recipe import Recipe
+from exporter.report.build import build_report, export_section, parity_section, quality_section, write_report
+from exporter.resources import example_folder
+from exporter.stage_cache import StageCache, cache_root, content_key
+from exporter.targets.base import LowerOutcome, LowerRequest, Target, find_target
+from exporter.verify.audit import audit_lowering, audit_run
+from exporter.verify.gates import require
+from exporter.verify.parity import layerwise_perplexities
+from exporter.verify.verification import EvaluationSet, VerificationResult, verify_artifact
+
+VERIFICATION_FOLDER = "verification"
+OUTCOME_FILE = "outcome.json"
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What a user asked for. Paths None mean the bundled example's."""
+
+    recipe: Recipe
+    output: Path
+    model: Path | None = None
+    adapter: Path | None = None
+    calibration: Path | None = None
+    evaluation: Path | None = None
+    force: bool = False
+    resume: bool = True
+
+    @property
+    def model_folder(self) -> Path:
+        return self.model or example_folder() / "model"
+
+    @property
+    def calibration_file(self) -> Path:
+        return self.calibration or example_folder() / "calibration.txt"
+
+    @property
+    def evaluation_file(self) -> Path:
+        return self.evaluation or example_folder() / "evaluation.txt"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token windows of the calibration and evaluation texts."""
+
+    calibration: list[list[int]]
+    evaluation: list[list[int]]
+
+
+def plan_export(model: Path, recipe: Recipe) -> Plan:
+    """Refuses or estimates, from `config.json` and the recipe alone. Raises PlanRefused or CheckpointError."""
+    target = find_target(recipe.target.kind)
+    spec = read_spec(model)
+    check_refusals(spec, recipe, target)
+    return make_plan(spec, recipe, target)
+
+
+@torch.no_grad()
+def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
+    """Runs every stage and returns the report. On any error the output folder is as it was before."""
+    recipe, target = request.recipe, find_target(request.recipe.target.kind)
+    output = OutputFolder(request.output, request.force)
+    output.check()
+    with display.stage("plan"):
+        plan = plan_export(request.model_folder, recipe)
+    _require_toolchain(target)
+    with display.stage("load") as stage:
+        checkpoint = open_checkpoint(request.model_folder, request.adapter)
+        texts = _read_texts(request, checkpoint.text_codec())
+        inputs = {path.name: file_sha256(path) for path in checkpoint.input_files()}
+        stage.note = f"{checkpoint.spec.family}, {plan.parameters / 1e6:.2f} M parameters"
+    cache = StageCache(cache_root(), request.resume)
+    run_key = content_key({"recipe": recipe.model_dump(mode="json"), "inputs": inputs, "output": str(request.output.resolve())})
+    logs = cache.logs(run_key)
+    quantized = _quantize(recipe, target, checkpoint, texts, inputs, cache, display)
+    lowered, outcome = _lower(recipe, target, quantized, texts, cache, logs, display)
+    audit_lowering(plan, outcome)
+    with output as folder:
+        _assemble(folder, checkpoint, quantized, lowered)
+        result, evaluation = _verify(recipe, target, quantized, folder, texts, request, logs, display)
+        audit_run(plan, result)
+        require(result.gates)
+        with display.stage("package"):
+            evaluation.save(folder / VERIFICATION_FOLDER)
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            write_manifest(folder, recipe, _target_json(target, recipe), inputs, created)
+        sections = {
+            "parity": parity_section(result),
+            "quality": quality_section(evaluation.text, evaluation.perplexity_full_precision, evaluation.perplexity_full_precision_all, result),
+            "export": export_section(display.figures, peak_rss_bytes()),
+        }
+        report = build_report(recipe, target, plan, _combined_hash(inputs), outcome, _shipped_bytes(folder), sections)
+        write_report(report, folder / REPORT_FILE)
+    return report
+
+
+@torch.no_grad()
+def verify_export(folder: Path, display: StageDisplay) -> dict[str, Any]:
+    """Repeats integrity, parity and quality from an export's files alone. Raises GateFailed when a byte or a gate is off."""
+    with display.stage("integrity") as stage:
+        manifest = read_manifest(folder)
+        stage.note = f"{check_integrity(folder, manifest)} files match the manifest"
+    recipe = Recipe.model_validate(manifest["recipe"])
+    target = find_target(recipe.target.kind)
+    _require_toolchain(target)
+    verification = folder / VERIFICATION_FOLDER
+    decoder, evaluation = load_quantized(verification), EvaluationSet.load(verification)
+    logs = StageCache(cache_root(), resume=True).logs(content_key({"verify": str(folder.resolve())}))
+    with display.stage("verify", logs / "verify.log") as running:
+        result = verify_artifact(target, decoder, recipe, folder, evaluation, logs / "verify.log", running.advance)
+    require(result.gates)
+    return {
+        "parity": parity_section(result),
+        "quality": quality_section(evaluation.text, evaluation.perplexity_full_precision, evaluation.perplexity_full_precision_all, result),
+    }
+
+
+def _require_toolchain(target: Target) -> None:
+    from exporter.errors import ToolchainMissing
+
+    problem = target.toolchain_problem()
+    if problem is not None:
+        raise ToolchainMissing(problem)
+
+
+def _read_texts(request: ExportRequest, codec: TextCodec) -> Texts:
+    recipe = request.recipe
+    calibration = read_text(request.calibration_file, "calibration")
+    evaluation = read_text(request.evaluation_file, "evaluation")
+    verify = recipe.verify
+    return Texts(
+        codec.windows(calibration, recipe.calibration.window, -(-recipe.calibration.tokens // recipe.calibration.window)),
+        codec.windows(evaluation, verify.window, max(verify.windows, verify.quality_windows)),
+    )
+
+
+def _quantize(
+    recipe: Recipe,
+    target: Target,
+    checkpoint: Checkpoint,
+    texts: Texts,
+    inputs: dict[str, str],
+    cache: StageCache,
+    display: StageDisplay,
+) -> Path:
+    """Weights and KV constants, and the full-precision perplexity that quality is measured against."""
+    layout, kv_format = recipe_layout(checkpoint.spec, recipe, target), target.kv_format(recipe)
+    key = content_key(
+        {
+            "inputs": {name: digest for name, digest in inputs.items() if name.endswith((".safetensors", "config.json"))},
+            "weights": recipe.weights.model_dump(mode="json"),
+            "texts": [texts.calibration, texts.evaluation],
+            "kv": [kv_format, layout],
+            "cache": cache_settings(checkpoint.spec, recipe),
+            "seed": recipe.seed,
+            "torch": torch.__version__,
+        }
+    )
+
+    def write(folder: Path) -> None:
+        torch.manual_seed(recipe.seed)
+        with display.stage("quantize") as stage:
+            settings = weight_settings(recipe)
+            weights = quantize_decoder(
+                checkpoint.spec, checkpoint, settings, texts.calibration, lambda done, total: stage.advance(done / total)
+            )
+            stage.note = f"{settings.method.value}, groups of {settings.group_size}"
+        with display.stage("calibrate") as stage:
+            calibrator = KvCalibrator(checkpoint.spec)
+            length = recipe.calibration.window
+            ops = TorchOps(checkpoint.spec, weights, cache_layout(checkpoint.spec, CacheSettings(length, length)), hooks=Hooks(attention=calibrator.observe))
+            windows = _activation_windows(recipe, texts)
+            for done, window in enumerate(windows):
+                ops.reset()
+                decode_chunk(ops, checkpoint.spec, torch.tensor(window))
+                stage.advance((done + 1) / len(windows))
+            settings_of_cache = cache_settings(checkpoint.spec, recipe)
+            decoder = QuantizedDecoder(
+                checkpoint.spec, weights, layout, kv_format, calibrator.constants(kv_format), settings_of_cache.chunk, settings_of_cache.context
+            )
+            save_quantized(decoder, folder)
+        with display.stage("reference") as stage:
+            sums = layerwise_perplexities(checkpoint.spec, checkpoint, texts.evaluation)
+            (folder / "reference.json").write_text(json.dumps(sums), encoding="utf-8")
+            stage.note = "full-precision perplexity"
+
+    folder, resumed = cache.produce("quantized", key, write)
+    if resumed:
+        with display.stage("quantize") as stage:
+            stage.note = "resumed from an earlier run"
+    return folder
+
+
+def _activation_windows(recipe: Recipe, texts: Texts) -> list[list[int]]:
+    return texts.calibration[: -(-recipe.calibration.activation_tokens // recipe.calibration.window)]
+
+
+def _lower(
+    recipe: Recipe, target: Target, quantized: Path, texts: Texts, cache: StageCache, logs: Path, display: StageDisplay
+) -> tuple[Path, LowerOutcome]:
+    windows = _activation_windows(recipe, texts)
+    key = content_key(
+        {"quantized": quantized.name, "target": recipe.target.model_dump(mode="json"), "windows": windows, "tools": tool_versions()}
+    )
+
+    def write(folder: Path) -> None:
+        with display.stage("lower", logs / "lower.log") as stage:
+            verification = folder / VERIFICATION_FOLDER
+            verification.mkdir()
+            request = LowerRequest(recipe, quantized, windows, folder, verification, logs)
+            outcome = target.lower(request)
+            stage.note = f"{target.runtime} for {recipe.target.soc}"
+            (folder / OUTCOME_FILE).write_text(json.dumps(outcome.__dict__), encoding="utf-8")
+
+    folder, resumed = cache.produce("lowered", key, write)
+    if resumed:
+        with display.stage("lower") as stage:
+            stage.note = "resumed from an earlier run"
+    values = json.loads((folder / OUTCOME_FILE).read_text(encoding="utf-8"))
+    outcome = LowerOutcome(**values)
+    return folder, replace(
+        outcome,
+        undelegated_operators=tuple(outcome.undelegated_operators),
+        slots_per_layer=tuple(outcome.slots_per_layer),
+    )
+
+
+def _assemble(folder: Path, checkpoint: Checkpoint, quantized: Path, lowered: Path) -> None:
+    """Copies the lowered files, the quantized checkpoint and the checkpoint's companions into the output."""
+    shutil.copytree(lowered, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(OUTCOME_FILE))
+    shutil.copytree(quantized, folder / VERIFICATION_FOLDER, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference.json"))
+    for name in COMPANION_FILES:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+    shutil.copyfile(checkpoint.folder / "config.json", folder / "config.json")
+
+
+def _verify(
+    recipe: Recipe,
+    target: Target,
+    quantized: Path,
+    folder: Path,
+    texts: Texts,
+    request: ExportRequest,
+    logs: Path,
+    display: StageDisplay,
+) -> tuple[VerificationResult, EvaluationSet]:
+    sums = json.loads((quantized / "reference.json").read_text(encoding="utf-8"))
+    per_window = recipe.verify.window - 1
+    few = min(recipe.verify.windows, len(texts.evaluation))
+    evaluation = EvaluationSet(
+        request.evaluation_file.name,
+        texts.evaluation,
+        few,
+        recipe.verify.decode_tokens,
+        math.exp(sum(sums[:few]) / (few * per_window)),
+        math.exp(sum(sums) / (len(sums) * per_window)),
+    )
+    with display.stage("verify", logs / "verify.log") as stage:
+        decoder = load_quantized(quantized)
+        result = verify_artifact(target, decoder, recipe, folder, evaluation, logs / "verify.log", stage.advance)
+        stage.note = f"top-1 {result.parity.top1_agreement:.4f} over {result.parity.tokens} tokens"
+    return result, evaluation
+
+
+def _target_json(target: Target, recipe: Recipe) -> dict[str, str]:
+    return {"runtime": target.runtime, "backend": target.backend, "soc": recipe.target.soc}
+
+
+def _combined_hash(inputs: dict[str, str]) -> str:
+    """One hash for the model: of its files' names and hashes."""
+    text = "\n".join(f"{name} {inputs[name]}" for name in sorted(inputs))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shipped_bytes(folder: Path) -> int:
+    """Bytes that an app ships: everything but verification data, manifest and report."""
+    names = ("model.pte", "embedding.safetensors", "host.json")
+    total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    if not total:
+        raise UsageError(f"{folder}: no artifact was written", "export again")
+    return total

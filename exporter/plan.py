@@ -1,0 +1,152 @@
+"""What an export will cost and whether it can be done: refusals, bytes, memory and the bandwidth floor. Reads no weight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
+from exporter.decoder.spec import (
+    EMBEDDING,
+    HEAD,
+    DecoderSpec,
+    WeightKind,
+    decoder_weights,
+    head_name,
+    parameter_count,
+)
+from exporter.errors import PlanRefused
+from exporter.quantize.kv_codec import KvFormat
+from exporter.quantize.quantizer import WeightSettings
+from exporter.recipe import Recipe
+from exporter.targets.base import Target, TiedStorage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Estimates of one export. All sizes in bytes."""
+
+    family: str
+    parameters: int
+    context: int
+    weight_bytes: int
+    embedding_bytes: int
+    tied: TiedStorage
+    kv_bits: int
+    kv_bytes_per_token: int
+    kv_bytes_per_layer: tuple[int, ...]
+    slots_per_layer: tuple[int, ...]
+    device_memory_bytes: int
+    host_memory_bytes: int
+    bytes_read_per_token: int
+    floor_ms_per_token: float
+    memory_bandwidth_gb_s: float
+    remarks: tuple[str, ...]
+
+    @property
+    def kv_bytes_total(self) -> int:
+        return sum(self.kv_bytes_per_layer)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "kv_bytes_total": self.kv_bytes_total, "obtained": "estimated"}
+
+
+def weight_settings(recipe: Recipe) -> WeightSettings:
+    weights = recipe.weights
+    return WeightSettings(
+        weights.method,
+        weights.group_size,
+        weights.scale_format,
+        weights.embedding_bits,
+        weights.head_bits,
+        weights.damping,
+    )
+
+
+def cache_settings(spec: DecoderSpec, recipe: Recipe) -> CacheSettings:
+    """The recipe's cache, cut to the model's context limit."""
+    context = min(recipe.cache.context, spec.context_limit)
+    return CacheSettings(context, min(recipe.cache.chunk, context), recipe.cache.window, recipe.cache.sinks)
+
+
+def recipe_layout(spec: DecoderSpec, recipe: Recipe, target: Target) -> tuple[LayerCache, ...]:
+    """Slots of every layer on this target."""
+    multiple = target.slot_multiple(recipe)
+    layers = cache_layout(spec, cache_settings(spec, recipe))
+    return tuple(LayerCache(-(-layer.slots // multiple) * multiple, layer.window, layer.sinks) for layer in layers)
+
+
+def check_refusals(spec: DecoderSpec, recipe: Recipe, target: Target) -> None:
+    """Raises PlanRefused listing every reason."""
+    refusals = target.refusals(spec, recipe)
+    if recipe.cache.sinks and all(layer.window is None for layer in cache_layout(spec, cache_settings(spec, recipe))):
+        refusals.append(_refusal_of_sinks())
+    if refusals:
+        raise PlanRefused("this combination cannot be exported: " + " | ".join(map(str, refusals)), "change it with --set")
+
+
+def _refusal_of_sinks() -> Any:
+    from exporter.targets.base import Refusal
+
+    return Refusal("cache.sinks has no effect: no layer has a window shorter than the context", "cache.sinks=0 or cache.window")
+
+
+def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
+    """Sizes and floor of an export that passed `check_refusals`."""
+    layout, kv_format = recipe_layout(spec, recipe, target), target.kv_format(recipe)
+    settings, tied = weight_settings(recipe), target.tied_storage(spec, recipe)
+    matrices, tables = _weight_bytes(spec, settings)
+    vectors = 4 * sum(weight.count for weight in decoder_weights(spec) if weight.kind is WeightKind.VECTOR)
+    per_layer = tuple(
+        layer.slots * _token_bytes(spec, index, kv_format) for index, layer in enumerate(layout)
+    )
+    head_bytes = tables[head_name(spec)]
+    stored = matrices + vectors + sum(tables.values()) + (0 if tied.stored_once else tied.extra_bytes)
+    read = matrices + vectors + head_bytes + sum(per_layer)
+    return Plan(
+        spec.family,
+        parameter_count(spec),
+        cache_settings(spec, recipe).context,
+        stored,
+        tables[EMBEDDING],
+        tied,
+        kv_format.bits,
+        sum(_token_bytes(spec, index, kv_format) for index in range(len(spec.layers))),
+        per_layer,
+        tuple(layer.slots for layer in layout),
+        stored + sum(per_layer) + _activation_bytes(spec, recipe),
+        _host_memory(spec, recipe),
+        read,
+        read / (recipe.device.memory_bandwidth_gb_s * 1e9) * 1e3,
+        recipe.device.memory_bandwidth_gb_s,
+        tuple(target.remarks(spec, recipe, layout)),
+    )
+
+
+def _weight_bytes(spec: DecoderSpec, settings: WeightSettings) -> tuple[int, dict[str, int]]:
+    matrices, tables = 0, {}
+    for weight in decoder_weights(spec):
+        if weight.kind is WeightKind.MATRIX:
+            matrices += settings.matrix_format().stored_bytes(*weight.shape)
+        elif weight.kind is WeightKind.TABLE:
+            tables[weight.name] = settings.table_format(weight.name, spec).stored_bytes(*weight.shape)
+    return matrices, tables
+
+
+def _token_bytes(spec: DecoderSpec, layer: int, kv_format: KvFormat) -> int:
+    attention = spec.layers[layer].attention
+    return 2 * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
+
+
+def _activation_bytes(spec: DecoderSpec, recipe: Recipe) -> int:
+    """Largest set of live activations of a prefill chunk: hidden states, one feed-forward, and logits, 16 bit each."""
+    widest = max(layer.feed_forward.hidden_size for layer in spec.layers)
+    return 2 * recipe.cache.chunk * (3 * spec.hidden_size + 3 * widest + spec.vocab_size)
+
+
+def _host_memory(spec: DecoderSpec, recipe: Recipe) -> int:
+    """Peak of the exporting machine: interpreter and libraries, dequantized oracle, and the compiler's own copies."""
+    libraries, oracle_bytes, compiler_bytes = 900_000_000, 4, 8
+    calibration = 4 * recipe.calibration.tokens * spec.hidden_size
+    tables = sum(weight.count for weight in decoder_weights(spec) if weight.name in (EMBEDDING, HEAD))
+    return libraries + (oracle_bytes + compiler_bytes) * parameter_count(spec) + 4 * tables + calibration

@@ -1,0 +1,166 @@
+"""Quantizes a whole checkpoint, layer by layer with bounded memory: one layer in full precision at a time.
+
+GPTQ sees each layer's inputs as the layers before it, already quantized, produce them on calibration text. The embedding table
+comes last, with the inputs of the output head when the two are tied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from exporter.decoder.cache import CacheSettings, cache_layout
+from exporter.decoder.forward import decode_layer
+from exporter.decoder.spec import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    DecoderSpec,
+    WeightKind,
+    head_name,
+    layer_weights,
+)
+from exporter.decoder.torch_ops import Hooks, TorchOps
+from exporter.decoder.weights import DecoderWeights, WeightStore
+from exporter.quantize.gptq import InputCovariance, quantize_gptq
+from exporter.quantize.int4 import QuantizedMatrix, RoundingMethod, ScaleFormat, WeightFormat, quantize_nearest
+
+SHARED_INPUTS = {
+    "attention.key": "attention.query",
+    "attention.value": "attention.query",
+    "feed_forward.up": "feed_forward.gate",
+}
+"""Matrices that read the same input as another one share its covariance."""
+
+Report = Callable[[int, int], None]
+"""Called with (layers done, layers in all)."""
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """How weights are quantized: part of the recipe, the same for every target of a run."""
+
+    method: RoundingMethod = RoundingMethod.GPTQ
+    group_size: int = 32
+    scale_format: ScaleFormat = ScaleFormat.LPBQ
+    embedding_bits: int = 4
+    head_bits: int = 4
+    damping: float = 0.01
+
+    def matrix_format(self) -> WeightFormat:
+        return WeightFormat(4, self.group_size, self.scale_format)
+
+    def table_format(self, name: str, spec: DecoderSpec) -> WeightFormat:
+        """INT8 tables have one scale per row."""
+        bits = self.head_bits if name == HEAD else self.embedding_bits
+        if bits == 8:
+            scale_format = ScaleFormat.FP16 if self.scale_format is ScaleFormat.LPBQ else self.scale_format
+            return WeightFormat(8, spec.hidden_size, scale_format)
+        return self.matrix_format()
+
+
+def quantize_decoder(
+    spec: DecoderSpec,
+    source: WeightStore,
+    settings: WeightSettings,
+    windows: Sequence[Sequence[int]],
+    report: Report = lambda done, total: None,
+) -> DecoderWeights:
+    """Quantizes every matrix and table of `source`. `windows` are calibration token ids; GPTQ and search weigh errors by them."""
+    if settings.method is RoundingMethod.RTN:
+        return _quantize_blind(spec, source, settings, report)
+    return _LayerwiseQuantizer(spec, source, settings).run(windows, report)
+
+
+def _quantize_blind(spec: DecoderSpec, source: WeightStore, settings: WeightSettings, report: Report) -> DecoderWeights:
+    matrices: dict[str, QuantizedMatrix] = {}
+    vectors: dict[str, torch.Tensor] = {FINAL_NORM: source.dense(FINAL_NORM)}
+    for index in range(len(spec.layers)):
+        for weight in layer_weights(spec, index):
+            values = source.dense(weight.name)
+            if weight.kind is WeightKind.VECTOR:
+                vectors[weight.name] = values
+            else:
+                matrices[weight.name] = quantize_nearest(values, settings.matrix_format())
+        report(index + 1, len(spec.layers))
+    for name in _tables(spec):
+        matrices[name] = quantize_nearest(source.dense(name), settings.table_format(name, spec))
+    return DecoderWeights(matrices, vectors)
+
+
+def _tables(spec: DecoderSpec) -> tuple[str, ...]:
+    return (EMBEDDING,) if spec.tied_embedding else (EMBEDDING, HEAD)
+
+
+class _LayerwiseQuantizer:
+    """Keeps the hidden states of all calibration windows and the full-precision weights of one layer."""
+
+    def __init__(self, spec: DecoderSpec, source: WeightStore, settings: WeightSettings) -> None:
+        self.spec, self.source, self.settings = spec, source, settings
+        self.matrices: dict[str, QuantizedMatrix] = {}
+        self.vectors: dict[str, torch.Tensor] = {}
+
+    def run(self, windows: Sequence[Sequence[int]], report: Report) -> DecoderWeights:
+        table = self.source.dense(EMBEDDING)
+        hidden = [table[torch.tensor(window)] for window in windows]
+        for index in range(len(self.spec.layers)):
+            hidden = self._quantize_layer(index, hidden)
+            report(index + 1, len(self.spec.layers))
+        self.vectors[FINAL_NORM] = self.source.dense(FINAL_NORM)
+        self._quantize_tables(table, hidden)
+        return DecoderWeights(self.matrices, self.vectors)
+
+    def _quantize_layer(self, index: int, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
+        weights = layer_weights(self.spec, index)
+        dense = {weight.name: self.source.dense(weight.name) for weight in weights}
+        covariances: dict[str, InputCovariance] = {}
+
+        def observe(name: str, inputs: torch.Tensor) -> None:
+            if name.removeprefix(f"layers.{index}.") not in SHARED_INPUTS:
+                covariances.setdefault(name, InputCovariance(inputs.shape[-1])).add(inputs)
+
+        self._propagate(index, hidden, dense, Hooks(linear_input=observe))
+        for weight in weights:
+            if weight.kind is WeightKind.VECTOR:
+                self.vectors[weight.name] = dense[weight.name]
+                continue
+            prefix, short = f"layers.{index}.", weight.name.removeprefix(f"layers.{index}.")
+            covariance = covariances[prefix + SHARED_INPUTS.get(short, short)]
+            matrix = self._quantize(dense[weight.name], covariance, self.settings.matrix_format())
+            self.matrices[weight.name] = matrix
+            dense[weight.name] = matrix.dequantize()
+        return self._propagate(index, hidden, dense, Hooks())
+
+    def _propagate(
+        self, index: int, hidden: list[torch.Tensor], dense: dict[str, torch.Tensor], hooks: Hooks
+    ) -> list[torch.Tensor]:
+        length = max(rows.shape[0] for rows in hidden)
+        layout = cache_layout(self.spec, CacheSettings(length, length))
+        ops = TorchOps(self.spec, DecoderWeights({}, dense), layout, hooks=hooks)
+        outputs = []
+        for rows in hidden:
+            ops.reset()
+            ops.begin_chunk(0, rows.shape[0])
+            outputs.append(decode_layer(ops, self.spec, index, rows))
+        return outputs
+
+    def _quantize_tables(self, table: torch.Tensor, hidden: list[torch.Tensor]) -> None:
+        layout = cache_layout(self.spec, CacheSettings(1, 1))
+        ops = TorchOps(self.spec, DecoderWeights({}, self.vectors), layout)
+        covariance = InputCovariance(self.spec.hidden_size)
+        for rows in hidden:
+            covariance.add(ops.rms_norm(rows, FINAL_NORM, self.spec.final_norm))
+        for name in _tables(self.spec):
+            values = table if name == EMBEDDING else self.source.dense(name)
+            weight_format = self.settings.table_format(name, self.spec)
+            if name == head_name(self.spec):
+                self.matrices[name] = self._quantize(values, covariance, weight_format)
+            else:
+                self.matrices[name] = quantize_nearest(values, weight_format, search=True)
+
+    def _quantize(self, values: torch.Tensor, covariance: InputCovariance, weight_format: WeightFormat) -> QuantizedMatrix:
+        if self.settings.method is RoundingMethod.GPTQ:
+            return quantize_gptq(values, covariance.matrix, weight_format, self.settings.damping)
+        return quantize_nearest(values, weight_format, search=True, importance=covariance.matrix.diagonal())

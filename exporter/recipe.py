@@ -1,0 +1,247 @@
+"""Recipes: what to export, how to quantize it, and which gates it must pass. The schema is strict: unknown keys are refused.
+
+A recipe is a YAML file. `extends: NAME` takes every value of another recipe and overrides some; `--set a.b=value` overrides on the
+command line. All faults are reported at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from exporter.errors import RecipeError, UsageError
+from exporter.quantize.int4 import RoundingMethod, ScaleFormat
+from exporter.registry import did_you_mean
+from exporter.resources import recipe_folder
+
+SCHEMA_VERSION = 1
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TargetSection(Section):
+    """Where the artifact runs."""
+
+    kind: str = "executorch-qnn"
+    """Target name; `slm-export doctor` lists those installed."""
+    soc: str = "SM8650"
+    """Qualcomm chipset, as ExecuTorch names it."""
+    share_weights: bool = True
+    """Store weights once for prefill and decode in the shipped program."""
+
+
+class WeightsSection(Section):
+    """How weight matrices are quantized."""
+
+    method: RoundingMethod = RoundingMethod.GPTQ
+    """rtn, search, or gptq (arXiv 2210.17323) with the calibration text."""
+    group_size: Literal[16, 32, 64, 128] = 32
+    """Input channels that share a scale; the last group of a row may be a remainder."""
+    scale_format: ScaleFormat = ScaleFormat.LPBQ
+    """fp16, bf16, or lpbq (channel scale times 1..16, the only format that HTP blocks hold)."""
+    embedding_bits: Literal[4, 8] = 4
+    """Bits of the token table, and of the output head when the two are tied."""
+    head_bits: Literal[4, 8] = 4
+    """Bits of an untied output head."""
+    damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """GPTQ damping, as a share of the mean Hessian diagonal."""
+
+
+class KvCacheSection(Section):
+    """How keys and values are stored."""
+
+    bits: Literal[4, 8, 16] = 8
+    """Bits per cached value."""
+    zero_point: bool = False
+    """Per-token codecs: store a zero point beside the scale."""
+    rotation: bool = False
+    """Per-token codecs: rotate heads by a Hadamard matrix first."""
+
+
+class CacheSection(Section):
+    """How many tokens are cached."""
+
+    context: Annotated[int, Field(ge=2)] = 1024
+    """Longest conversation in tokens; cut to the model's own limit."""
+    chunk: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Tokens per prefill call."""
+    window: Annotated[int, Field(ge=1)] | None = None
+    """Bounds every layer to this many most recent tokens; a model's own shorter windows stay."""
+    sinks: Annotated[int, Field(ge=0)] = 0
+    """First tokens that windowed layers keep forever (StreamingLLM, arXiv 2309.17453)."""
+
+
+class CalibrationSection(Section):
+    """Text that quantization listens to; `--calibration FILE` names it."""
+
+    tokens: Annotated[int, Field(ge=64)] = 8192
+    """Tokens for weights and KV codecs."""
+    activation_tokens: Annotated[int, Field(ge=64)] = 4096
+    """Tokens for the ranges of 16-bit activations, where a target needs them."""
+    window: Annotated[int, Field(ge=16)] = 256
+    """Length of one calibration sequence."""
+
+
+class VerifySection(Section):
+    """How much is verified."""
+
+    windows: Annotated[int, Field(ge=1)] = 4
+    """Evaluation sequences that the artifact runs, teacher-forced."""
+    window: Annotated[int, Field(ge=16)] = 256
+    """Length of one evaluation sequence in tokens."""
+    decode_tokens: Annotated[int, Field(ge=0)] = 24
+    """Last tokens of the first sequence that go through the decode method one by one."""
+    quality_windows: Annotated[int, Field(ge=1)] = 32
+    """Evaluation sequences for the perplexity of full precision and oracle alone."""
+
+
+class GatesSection(Section):
+    """Limits that fail the export. A null switches a gate off and the report says so."""
+
+    top1_agreement_min: Annotated[float, Field(ge=0, le=1)] | None = 0.98
+    """Share of tokens at which artifact and oracle prefer the same next token."""
+    mean_kl_max: Annotated[float, Field(gt=0)] | None = 0.002
+    """Mean Kullback-Leibler divergence of the artifact from the oracle, nats."""
+    perplexity_artifact_percent_max: Annotated[float, Field(gt=0)] | None = 0.5
+    """Largest rise of perplexity from oracle to artifact, percent."""
+    perplexity_quantized_percent_max: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest rise of perplexity from full precision to oracle, percent."""
+
+
+class DeviceSection(Section):
+    """Facts of the device that `plan` computes with."""
+
+    memory_bandwidth_gb_s: Annotated[float, Field(gt=0)] = 77.0
+    """Peak memory bandwidth, decimal gigabytes per second."""
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    schema_version: Literal[1] = 1
+    """Version of this schema."""
+    name: str
+    """Name, as in `--recipe NAME`."""
+    description: str = ""
+    """One line for `slm-export recipes`."""
+    target: TargetSection = TargetSection()
+    weights: WeightsSection = WeightsSection()
+    kv_cache: KvCacheSection = KvCacheSection()
+    cache: CacheSection = CacheSection()
+    calibration: CalibrationSection = CalibrationSection()
+    verify: VerifySection = VerifySection()
+    gates: GatesSection = GatesSection()
+    device: DeviceSection = DeviceSection()
+    seed: int = 0
+    """Seed of everything random."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """A shipped recipe by name, or a YAML file by path. Raises UsageError naming the nearest recipe."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError(f"recipe file {path} not found", "pass an existing YAML file or a recipe's name")
+        return path
+    shipped = recipe_folder() / f"{name_or_path}.yaml"
+    if not shipped.is_file():
+        raise UsageError(f"unknown recipe {name_or_path!r}", did_you_mean(name_or_path, recipe_names()))
+    return shipped
+
+
+def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads, inherits, overrides and validates. Raises RecipeError listing every fault."""
+    path = recipe_path(name_or_path)
+    values = _read_inherited(path, ())
+    values.setdefault("name", path.stem)
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as fault:
+        raise RecipeError(str(path), _problems(fault), f"see: slm-export recipes show {path.stem}") from None
+
+
+def _read_inherited(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise RecipeError(str(path), ["extends itself through " + " -> ".join(item.stem for item in seen)])
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        raise RecipeError(str(path), [f"not valid YAML ({' '.join(str(fault).split())})"]) from None
+    if not isinstance(values, dict):
+        raise RecipeError(str(path), ["must hold a mapping of sections"])
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    local = path.parent / f"{parent}.yaml"
+    base = _read_inherited(local if local.is_file() else recipe_path(str(parent)), (*seen, path))
+    base.pop("name", None)
+    return _merge(base, values)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(base)
+    for key, value in changes.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise UsageError(f"--set {override}: must be section.field=value", "for example --set kv_cache.bits=8")
+    *sections, field = name.split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UsageError(f"--set {override}: {section} is not a section", "see: slm-export recipes show NAME")
+    try:
+        place[field] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {override}: {text!r} is not a value", "quote it, or write null, a number or a word") from None
+
+
+def _problems(fault: ValidationError) -> list[str]:
+    return [_problem(error["type"], error["loc"], error["msg"], error.get("input")) for error in fault.errors()]
+
+
+def _problem(kind: str, location: tuple[int | str, ...], message: str, given: Any) -> str:
+    name = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        return f"{name}: unknown key; {did_you_mean(str(location[-1]), _known_keys(location[:-1]))}"
+    return f"{name}: {message[0].lower()}{message[1:]}, not {given!r}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def recipe_json_schema() -> dict[str, Any]:
+    """JSON Schema of recipe files, for editors."""
+    schema = Recipe.model_json_schema()
+    schema["properties"]["extends"] = {"type": "string", "description": "Recipe whose values this one starts from."}
+    schema["title"] = "slm-export recipe"
+    schema["required"] = []
+    return schema

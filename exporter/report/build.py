@@ -1,0 +1,97 @@
+"""report.json: every figure with its unit in its name and how it was obtained. Names are stable: add, never rename."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from exporter.plan import Plan
+from exporter.progress import StageFigures
+from exporter.recipe import Recipe
+from exporter.targets.base import LowerOutcome, Target
+from exporter.verify.verification import VerificationResult, describe_gates
+
+SCHEMA_VERSION = 1
+
+
+def parity_section(result: VerificationResult) -> dict[str, Any]:
+    """Artifact against oracle."""
+    return {
+        "obtained": "simulated",
+        "reference": "TorchOps oracle on the same quantized checkpoint",
+        **asdict(result.parity),
+        "near_tie_logits": 0.1,
+        "ring_wraps_per_layer": list(result.ring_wraps),
+        "gates": describe_gates(result.gates),
+        "passed": all(gate.passed for gate in result.gates),
+    }
+
+
+def quality_section(text: str, full: float, full_all: float, result: VerificationResult) -> dict[str, Any]:
+    """Perplexity in three phases on the same tokens, and of the first two on the whole evaluation set."""
+    return {
+        "obtained": "simulated",
+        "text": text,
+        "tokens": result.tokens,
+        "perplexity_full_precision": full,
+        "perplexity_quantized": result.perplexity_quantized,
+        "perplexity_artifact": result.perplexity_artifact,
+        "all_windows": {
+            "tokens": result.tokens_all,
+            "perplexity_full_precision": full_all,
+            "perplexity_quantized": result.perplexity_quantized_all,
+        },
+    }
+
+
+def export_section(figures: list[StageFigures], peak_rss_bytes: int) -> dict[str, Any]:
+    return {
+        "obtained": "measured",
+        "wall_s": sum(stage.wall_s for stage in figures),
+        "cpu_s": sum(stage.cpu_s for stage in figures),
+        "peak_rss_bytes": peak_rss_bytes,
+        "stages": [asdict(stage) for stage in figures],
+    }
+
+
+def build_report(
+    recipe: Recipe,
+    target: Target,
+    plan: Plan,
+    model_sha256: str,
+    outcome: LowerOutcome,
+    artifact_bytes: int,
+    sections: dict[str, Any],
+) -> dict[str, Any]:
+    """The whole report of one export."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": {"name": recipe.name},
+        "model": {"family": plan.family, "parameters": plan.parameters, "sha256": model_sha256},
+        "target": {"runtime": target.runtime, "backend": target.backend, "soc": recipe.target.soc},
+        "artifact": {
+            "obtained": "measured",
+            "bytes": artifact_bytes,
+            "weight_bytes": outcome.weight_bytes,
+            "tied_embedding_stored_once": plan.tied.stored_once,
+            "tied_embedding_extra_bytes": plan.tied.extra_bytes,
+            "tied_embedding_reason": plan.tied.reason,
+            "delegated_fraction": outcome.delegated_fraction,
+            **outcome.notes,
+        },
+        "kv_cache": {
+            "obtained": "measured",
+            "bits": plan.kv_bits,
+            "bytes_per_token": plan.kv_bytes_per_token,
+            "bytes_total": outcome.kv_bytes_total,
+            "slots_per_layer": list(outcome.slots_per_layer),
+        },
+        **sections,
+        "plan": plan.to_json(),
+    }
+
+
+def write_report(report: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

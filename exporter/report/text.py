@@ -1,0 +1,72 @@
+"""Reports as plain lines for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exporter.plan import Plan
+from exporter.verify.gates import percent_rise
+
+
+def size_text(count: int) -> str:
+    """Bytes in decimal units, as phone makers count them."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count} B"
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan of an export."""
+    lines = [
+        f"model            {plan.family}, {plan.parameters:,} parameters",
+        f"weights          {size_text(plan.weight_bytes)} stored (embedding table {size_text(plan.embedding_bytes)})",
+    ]
+    if not plan.tied.stored_once:
+        lines.append(f"tied embedding   stored twice, {size_text(plan.tied.extra_bytes)} more: {plan.tied.reason}")
+    slots = sorted(set(plan.slots_per_layer))
+    lines += [
+        f"kv cache         INT{plan.kv_bits}, {plan.kv_bytes_per_token} B per token, {size_text(plan.kv_bytes_total)} in all",
+        *(
+            f"  {plan.slots_per_layer.count(count):>3} layers       {count} slots, {size_text(plan.kv_bytes_per_layer[plan.slots_per_layer.index(count)])} each"
+            for count in slots
+        ),
+        f"context          {plan.context} tokens",
+        f"device memory    {size_text(plan.device_memory_bytes)} at most",
+        f"host memory      {size_text(plan.host_memory_bytes)} to export",
+        f"decode floor     {plan.floor_ms_per_token:.3f} ms per token: {size_text(plan.bytes_read_per_token)} read at "
+        f"{plan.memory_bandwidth_gb_s:g} GB/s (estimated)",
+        *(f"note             {remark}" for remark in plan.remarks),
+    ]
+    return lines
+
+
+def verification_lines(sections: dict[str, Any]) -> list[str]:
+    """Parity and quality."""
+    parity, quality = sections["parity"], sections["quality"]
+    full, quantized, artifact = (
+        quality[f"perplexity_{phase}"] for phase in ("full_precision", "quantized", "artifact")
+    )
+    whole = quality["all_windows"]
+    return [
+        f"parity           top-1 {parity['top1_agreement']:.4f} over {parity['tokens']} tokens "
+        f"({parity['disagreements']} differ, {parity['near_ties']} of them near-ties), mean KL {parity['mean_kl']:.2e}",
+        f"perplexity       full precision {full:.3f}, quantized {quantized:.3f}, artifact {artifact:.3f} "
+        f"({percent_rise(artifact, quantized):+.2f} % over quantized), {quality['tokens']} tokens",
+        f"quantization     {percent_rise(whole['perplexity_quantized'], whole['perplexity_full_precision']):+.2f} % perplexity "
+        f"over {whole['tokens']} tokens",
+    ]
+
+
+def summary_lines(report: dict[str, Any], output: Path) -> list[str]:
+    """What an export made."""
+    artifact, cache = report["artifact"], report["kv_cache"]
+    return [
+        f"artifact         {size_text(artifact['bytes'])} in {output}",
+        f"delegated        {artifact['delegated_fraction']:.0%} of the operators",
+        f"kv cache         INT{cache['bits']}, {size_text(cache['bytes_total'])}, slots {cache['slots_per_layer']}",
+        *verification_lines(report),
+        f"took             {report['export']['wall_s']:.0f} s, {report['export']['cpu_s']:.0f} CPU s, "
+        f"{size_text(report['export']['peak_rss_bytes'])} peak memory",
+    ]

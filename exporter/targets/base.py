@@ -1,0 +1,98 @@
+"""What a target is: refusals for the plan, sizes, lowering, and a driver to run what it made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from exporter.decoder.cache import LayerCache
+from exporter.decoder.spec import DecoderSpec
+from exporter.quantize.kv_codec import KvFormat
+from exporter.recipe import Recipe
+from exporter.registry import Registry
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A combination that the target cannot carry, why, and the nearest one that it can."""
+
+    reason: str
+    nearest: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}; nearest that works: {self.nearest}"
+
+
+@dataclass(frozen=True)
+class TiedStorage:
+    """Whether a tied table is stored once in the artifact; if not, why and what it costs."""
+
+    stored_once: bool
+    extra_bytes: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class LowerRequest:
+    """Paths and settings of one lowering. `artifact` is what ships; `verification` holds what only checks need."""
+
+    recipe: Recipe
+    quantized: Path
+    calibration_windows: list[list[int]]
+    artifact: Path
+    verification: Path
+    logs: Path
+
+
+@dataclass(frozen=True)
+class LowerOutcome:
+    """What a lowering reports: bytes of weights, delegation, KV memory as the artifact declares it, target-specific figures."""
+
+    weight_bytes: int
+    delegated_fraction: float
+    undelegated_operators: tuple[str, ...]
+    kv_bytes_total: int
+    slots_per_layer: tuple[int, ...]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """One runtime and backend."""
+
+    runtime: str
+    backend: str
+
+    def kv_format(self, recipe: Recipe) -> KvFormat:
+        """The codec that the recipe's `kv_cache` section means on this target."""
+
+    def slot_multiple(self, recipe: Recipe) -> int:
+        """Cache slots are rounded up to this multiple."""
+
+    def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
+        """Everything that stands in the way, found without reading a weight."""
+
+    def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
+        """How the artifact stores a tied table."""
+
+    def remarks(self, spec: DecoderSpec, recipe: Recipe, layout: tuple[LayerCache, ...]) -> list[str]:
+        """What a user should know about this combination although it works."""
+
+    def toolchain_problem(self) -> str | None:
+        """None when everything needed is installed, else what is missing and how to get it."""
+
+    def lower(self, request: LowerRequest) -> LowerOutcome:
+        """Builds the artifact. Raises GateFailed when an operator stays outside the delegate."""
+
+    driver: str
+    """`module:function(folder, for_verification) -> Driver`, called in a child process."""
+
+
+TARGETS: Registry[Target] = Registry("target")
+
+
+def find_target(kind: str) -> Target:
+    """The target of a recipe. Raises UsageError naming the nearest."""
+    from exporter.targets.executorch.qnn import target  # noqa: F401  registers itself
+
+    return TARGETS.get(kind)

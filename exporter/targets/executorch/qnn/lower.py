@@ -1,0 +1,200 @@
+"""Lowering, in a child process: build both methods' graphs, calibrate activations, compile, and write the artifact.
+
+The shipped program stores weights once for both methods; the simulator cannot load such a context, so a twin without sharing is
+compiled from the same graphs and encodings and is what verification runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from exporter.child import Emit
+from exporter.decoder.forward import decode_chunk
+from exporter.decoder.rotary import inverse_frequencies
+from exporter.decoder.spec import EMBEDDING
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
+from exporter.targets.executorch.qnn import sdk
+from exporter.targets.executorch.qnn.encodings import RangeRecorder, choose_encodings, extend_encodings
+from exporter.targets.executorch.qnn.evaluate import GraphEvaluator
+from exporter.targets.executorch.qnn.graph import Encoding, HtpGraph, Kernel, Storage
+from exporter.targets.executorch.qnn.host import HIDDEN, Host, HostLayer, HostLayout
+from exporter.targets.executorch.qnn.ops import MaskKind, QnnOps
+
+PROGRAM_FILE, HOST_FILE, EMBEDDING_FILE = "model.pte", "host.json", "embedding.safetensors"
+PREFILL, DECODE = "prefill", "decode"
+
+_TRAFFIC = re.compile(r"spill_bytes=(\d+)\s+fill_bytes=(\d+)\s+write_total_bytes=(\d+)\s+read_total_bytes=(\d+)")
+
+
+def build_graphs(decoder: QuantizedDecoder) -> dict[str, HtpGraph]:
+    """The graphs of both methods, from the one decoder."""
+    encoding = hidden_encoding(decoder)
+    graphs = {}
+    for name, chunk in ((PREFILL, decoder.chunk), (DECODE, 1)):
+        ops = QnnOps(
+            name, decoder.spec, decoder.weights, decoder.layout, chunk, decoder.kv_format, decoder.kv_constants, encoding
+        )
+        decode_chunk(ops, decoder.spec, None)
+        graphs[name] = ops.graph
+    return graphs
+
+
+def hidden_encoding(decoder: QuantizedDecoder) -> Encoding:
+    """16-bit encoding of embedding rows: spans the whole table."""
+    matrix = decoder.weights.quantized(EMBEDDING)
+    low, high = matrix.format.code_range
+    codes = matrix.codes()
+    largest = matrix.scales.amax(dim=1)
+    return Encoding.of_range(
+        float((codes.amin(dim=1).clamp(low, 0) * largest).min()), float((codes.amax(dim=1).clamp(0, high) * largest).max())
+    )
+
+
+def host_layout(decoder: QuantizedDecoder, logits: Encoding) -> HostLayout:
+    """Every constant that the host needs."""
+    spec, hidden = decoder.spec, hidden_encoding(decoder)
+    layers = []
+    for layer, cache, constants in zip(spec.layers, decoder.layout, decoder.kv_constants, strict=True):
+        layers.append(
+            HostLayer(
+                cache.slots,
+                cache.window,
+                cache.sinks,
+                MaskKind.of(cache).name,
+                layer.attention.kv_heads,
+                layer.attention.head_dim,
+                constants.key.zero,
+                constants.value.zero,
+            )
+        )
+    rotary = spec.layers[0].attention.rotary
+    frequencies = tuple(inverse_frequencies(rotary).tolist()) if rotary else ()
+    return HostLayout(
+        decoder.context,
+        decoder.chunk,
+        spec.hidden_size,
+        spec.vocab_size,
+        hidden.scale,
+        hidden.zero_point,
+        logits.scale,
+        logits.zero_point,
+        frequencies,
+        decoder.kv_format.bits,
+        tuple(layers),
+    )
+
+
+def calibrate_activations(decoder: QuantizedDecoder, graph: HtpGraph, windows: list[list[int]], emit: Emit) -> dict[str, Encoding]:
+    """Runs the prefill graph in float on calibration text, through the host's own rings, and chooses every encoding."""
+    recorder, evaluator = RangeRecorder(graph), GraphEvaluator(graph)
+    placeholder = Encoding(Storage.UINT16, 1.0, 0)
+    layout, table = host_layout(decoder, placeholder), decoder.weights
+
+    def row(token_id: int) -> np.ndarray:
+        return table.rows(EMBEDDING, torch.tensor([token_id]))[0].numpy()
+
+    no_logits = np.zeros((decoder.chunk, decoder.spec.vocab_size), np.uint16)
+    for done, window in enumerate(windows):
+        host = Host(layout, row)
+        for start in range(0, len(window) - decoder.chunk + 1, decoder.chunk):
+            inputs = {name: torch.from_numpy(codes.astype(np.int32)) for name, codes in host.inputs(window[start : start + decoder.chunk], decoder.chunk).items()}
+            real = {value.name: _real_input(value.name, value.fixed, inputs[value.name]) for value in graph.inputs}
+            outputs = evaluator.run(real, recorder.observe)
+            codes = {
+                value.name: value.fixed.quantize(outputs[value.name]).numpy().astype(np.uint8)
+                for value in graph.outputs
+                if value.fixed is not None
+            }
+            host.commit({**codes, "logits": no_logits}, decoder.chunk)
+        emit({"progress": (done + 1) / len(windows)})
+    return choose_encodings(graph, recorder)
+
+
+def _real_input(name: str, fixed: Encoding | None, codes: torch.Tensor) -> torch.Tensor:
+    """Masks have no encoding yet: hidden positions get a number below every score."""
+    if fixed is None:
+        return torch.where(codes == HIDDEN, -1e6, 0.0)
+    return fixed.dequantize(codes)
+
+
+@torch.no_grad()
+def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Entry point of the child process; see `QnnTarget.lower` for the arguments."""
+    sdk.prepare_environment()
+    from exporter.targets.executorch.qnn.compile import compile_graphs
+    from exporter.targets.executorch.qnn.program import DelegatedMethod, delegate_program
+
+    decoder = load_quantized(Path(arguments["quantized"]))
+    graphs = build_graphs(decoder)
+    encodings = calibrate_activations(decoder, graphs[PREFILL], arguments["windows"], emit)
+    encodings = extend_encodings(graphs[DECODE], encodings)
+    decoder.weights.release()
+    sdk.load_libraries()
+    methods = list(graphs.values())
+    signatures = [DelegatedMethod.of(graph) for graph in methods]
+    artifact, verification = Path(arguments["artifact"]), Path(arguments["verification"])
+    sizes = {}
+    for folder, shared in ((verification, False), (artifact, bool(arguments["share_weights"]))):
+        _announce(f"context {'shared' if shared else 'unshared'}")
+        context = compile_graphs(methods, encodings, arguments["soc"], shared)
+        (folder / PROGRAM_FILE).write_bytes(delegate_program(signatures, context.binary, context.options))
+        sizes[folder] = len(context.binary)
+        emit({"progress": 1.0})
+    _announce("end")
+    _write_host_files(decoder, graphs, encodings, artifact)
+    kernels = {operand.name: operand for operation in methods[0].operations for operand in operation.inputs if isinstance(operand, Kernel)}
+    return {
+        "weight_bytes": sum(kernel.matrix.format.stored_bytes(kernel.matrix.out_features, kernel.matrix.in_features) for kernel in kernels.values())
+        + (artifact / EMBEDDING_FILE).stat().st_size,
+        "delegated_fraction": 1.0,
+        "undelegated_operators": [],
+        "kv_bytes_total": sum(_bytes(value) for value in graphs[DECODE].inputs if value.name.endswith((".keys", ".values"))),
+        "slots_per_layer": [layer.slots for layer in decoder.layout],
+        "notes": {
+            "operators_per_method": {graph.name: len(graph.operations) for graph in methods},
+            "context_bytes_shared": sizes[artifact],
+            "context_bytes_unshared": sizes[verification],
+            "weights_shared_between_methods": bool(arguments["share_weights"]),
+            "compiler_ddr_bytes": _ddr_traffic(Path(arguments["log"]), [graph.name for graph in methods]),
+        },
+    }
+
+
+def _write_host_files(decoder: QuantizedDecoder, graphs: dict[str, HtpGraph], encodings: dict[str, Encoding], folder: Path) -> None:
+    layout = host_layout(decoder, encodings["logits"])
+    methods = {
+        graph.name: {
+            "inputs": [{"name": value.name, "shape": value.shape, "storage": value.storage.value} for value in graph.inputs],
+            "outputs": [{"name": value.name, "shape": value.shape, "storage": value.storage.value} for value in graph.outputs],
+        }
+        for graph in graphs.values()
+    }
+    text = json.dumps({"layout": layout.to_json(), "methods": methods}, indent=1)
+    (folder / HOST_FILE).write_text(text, encoding="utf-8")
+    table = decoder.weights.quantized(EMBEDDING)
+    save_file({"codes": table.packed.contiguous(), "scales": table.scales.half().contiguous()}, folder / EMBEDDING_FILE)
+
+
+def _bytes(value: Any) -> int:
+    return int(np.prod(value.shape)) * value.storage.bytes
+
+
+def _announce(section: str) -> None:
+    """Marks the log between the compiler's own lines, which C buffers."""
+    ctypes.CDLL(None).fflush(None)
+    print(f"== {section}", flush=True)
+
+
+def _ddr_traffic(log: Path, methods: list[str]) -> dict[str, dict[str, int]]:
+    """The compiler's DDR summary of each method of the context without shared weights: bytes per call."""
+    text = log.read_text(encoding="utf-8", errors="replace").split("== context unshared")[-1].split("== ")[0]
+    names = ("spill", "fill", "write_total", "read_total")
+    return {method: dict(zip(names, map(int, found), strict=True)) for method, found in zip(methods, _TRAFFIC.findall(text), strict=False)}

@@ -1,0 +1,145 @@
+"""The Qualcomm HTP target: refusals, sizes, and lowering in a child process."""
+
+from __future__ import annotations
+
+from exporter.child import run_child
+from exporter.decoder.cache import LayerCache
+from exporter.decoder.spec import Activation, DecoderSpec
+from exporter.errors import ToolchainMissing
+from exporter.quantize.int4 import ScaleFormat
+from exporter.quantize.kv_codec import KvFormat, KvScaling
+from exporter.quantize.quantizer import WeightSettings
+from exporter.recipe import Recipe
+from exporter.registry import did_you_mean
+from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Refusal, TiedStorage
+from exporter.targets.executorch.qnn import sdk
+from exporter.targets.executorch.qnn.ops import SMALLEST_BLOCK, kernel_block, kernel_columns
+
+LOWER_TIME_LIMIT_S = 3600.0
+
+
+class QnnTarget:
+    """ExecuTorch programs for the Hexagon tensor processor."""
+
+    runtime = "executorch"
+    backend = "qnn-htp"
+    driver = "exporter.targets.executorch.qnn.driver:open_driver"
+
+    def kv_format(self, recipe: Recipe) -> KvFormat:
+        return KvFormat(recipe.kv_cache.bits, KvScaling.STATIC)
+
+    def slot_multiple(self, recipe: Recipe) -> int:
+        return 2 if recipe.kv_cache.bits == 4 else 1
+
+    def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
+        return [*_recipe_refusals(recipe), *_spec_refusals(spec, recipe)]
+
+    def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
+        if not spec.tied_embedding:
+            return TiedStorage(True)
+        table = WeightSettings(
+            group_size=recipe.weights.group_size,
+            scale_format=recipe.weights.scale_format,
+            embedding_bits=recipe.weights.embedding_bits,
+        ).table_format("embedding", spec)
+        return TiedStorage(
+            False,
+            table.stored_bytes(spec.vocab_size, spec.hidden_size),
+            "the HTP keeps the head in its own layout inside the context binary, so the host's lookup table is a second copy "
+            "of the same codes",
+        )
+
+    def remarks(self, spec: DecoderSpec, recipe: Recipe, layout: tuple[LayerCache, ...]) -> list[str]:
+        if recipe.kv_cache.bits == 4:
+            return [
+                "INT4 KV halves the cache in memory, but the HTP unpacks it through a table gather: the compiler's DDR traffic is in "
+                "report.json beside the time it takes in the simulator; INT8 stays the default"
+            ]
+        return []
+
+    def toolchain_problem(self) -> str | None:
+        try:
+            sdk.library_folder()
+        except ToolchainMissing as fault:
+            return str(fault)
+        return None
+
+    def lower(self, request: LowerRequest) -> LowerOutcome:
+        sdk.library_folder()
+        result = run_child(
+            "exporter.targets.executorch.qnn.lower:lower_in_child",
+            {
+                "quantized": str(request.quantized),
+                "windows": request.calibration_windows,
+                "artifact": str(request.artifact),
+                "verification": str(request.verification),
+                "soc": request.recipe.target.soc,
+                "share_weights": request.recipe.target.share_weights,
+                "log": str(request.logs / "lower.log"),
+            },
+            request.logs / "lower.log",
+            LOWER_TIME_LIMIT_S,
+        )
+        return LowerOutcome(
+            int(result["weight_bytes"]),
+            float(result["delegated_fraction"]),
+            tuple(result["undelegated_operators"]),
+            int(result["kv_bytes_total"]),
+            tuple(result["slots_per_layer"]),
+            result["notes"],
+        )
+
+
+def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
+    found = []
+    chipsets = sdk.chipset_names()
+    if chipsets and recipe.target.soc not in chipsets:
+        found.append(Refusal(f"target.soc {recipe.target.soc!r} is unknown to ExecuTorch", did_you_mean(recipe.target.soc, chipsets)))
+    if recipe.weights.scale_format is not ScaleFormat.LPBQ:
+        found.append(
+            Refusal(
+                f"weights.scale_format {recipe.weights.scale_format.value} cannot be held exactly by the HTP's blocks",
+                "weights.scale_format=lpbq",
+            )
+        )
+    if recipe.kv_cache.bits == 16:
+        found.append(Refusal("16-bit KV doubles the HTP's matrix products for no gain in quality", "kv_cache.bits=8"))
+    if recipe.kv_cache.zero_point or recipe.kv_cache.rotation:
+        found.append(
+            Refusal(
+                "the HTP quantizes the cache with static scales: a zero point or rotation per token has no place there",
+                "kv_cache.zero_point=false, kv_cache.rotation=false",
+            )
+        )
+    return found
+
+
+def _spec_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
+    found = []
+    if any(layer.feed_forward.activation is Activation.GELU_TANH for layer in spec.layers):
+        found.append(Refusal("the HTP has the exact GELU only, the model uses its tanh approximation", "target.kind=onnx"))
+    if len({layer.attention.rotary for layer in spec.layers}) > 1:
+        found.append(Refusal("layers with different rotary settings are not supported by this target yet", "target.kind=onnx"))
+    if any(layer.attention.rotary is None for layer in spec.layers):
+        found.append(Refusal("layers without rotary embedding are not supported by this target yet", "target.kind=onnx"))
+    odd = [layer.attention.head_dim for layer in spec.layers if layer.attention.head_dim % 2]
+    if odd and recipe.kv_cache.bits == 4:
+        found.append(Refusal(f"INT4 KV packs channel pairs, head_dim {odd[0]} is odd", "kv_cache.bits=8"))
+    group = recipe.weights.group_size
+    for name, columns in _matrix_columns(spec).items():
+        padded = kernel_columns(columns, group)
+        if group < columns and kernel_block(padded, group) < SMALLEST_BLOCK:
+            found.append(Refusal(f"{name}: groups of {group} leave blocks below {SMALLEST_BLOCK} in {columns} channels", "weights.group_size=32"))
+    return found
+
+
+def _matrix_columns(spec: DecoderSpec) -> dict[str, int]:
+    layer = spec.layers[0]
+    return {
+        "hidden_size": spec.hidden_size,
+        "attention.output": layer.attention.query_heads * layer.attention.head_dim,
+        "feed_forward.down": layer.feed_forward.hidden_size,
+    }
+
+
+TARGETS.add("executorch-qnn", QnnTarget())

@@ -1,0 +1,31 @@
+"""Audits that compare what the artifact declares with what the plan promised."""
+
+from __future__ import annotations
+
+from exporter.errors import GateFailed
+from exporter.plan import Plan
+from exporter.targets.base import LowerOutcome
+from exporter.verify.verification import VerificationResult
+
+
+def audit_lowering(plan: Plan, outcome: LowerOutcome) -> None:
+    """Delegation, slots and cache bytes as declared by the artifact. Raises GateFailed naming what differs."""
+    problems = []
+    if outcome.undelegated_operators:
+        problems.append(f"operators outside the delegate: {', '.join(outcome.undelegated_operators)}")
+    if outcome.slots_per_layer != plan.slots_per_layer:
+        problems.append(f"cache slots {list(outcome.slots_per_layer)}, planned {list(plan.slots_per_layer)}")
+    if outcome.kv_bytes_total != plan.kv_bytes_total:
+        problems.append(f"the artifact declares {outcome.kv_bytes_total} KV bytes, the plan {plan.kv_bytes_total}")
+    _raise(problems)
+
+
+def audit_run(plan: Plan, result: VerificationResult) -> None:
+    """Cache bytes that the running artifact really allocated."""
+    if result.kv_bytes != plan.kv_bytes_total:
+        _raise([f"the running artifact allocates {result.kv_bytes} KV bytes, the plan says {plan.kv_bytes_total}"])
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise GateFailed("audit failed: " + "; ".join(problems), "no artifact was left in place")

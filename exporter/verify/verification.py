@@ -1,0 +1,143 @@
+"""Verification of an artifact against its quantized checkpoint, from files alone: the same for an export and for `verify OUT`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from exporter.child import run_child
+from exporter.errors import CheckpointError
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder
+from exporter.recipe import Recipe
+from exporter.targets.base import Target
+from exporter.verify.gates import Gate, percent_rise
+from exporter.verify.parity import ParityFigures, PerplexityMeter, compare_logits, window_logits
+
+SCORE_TIME_LIMIT_S = 7200.0
+EVALUATION_FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Token windows of the evaluation text. The artifact runs the first `artifact_windows`; quality uses all."""
+
+    text: str
+    windows: list[list[int]]
+    artifact_windows: int
+    decode_tokens: int
+    perplexity_full_precision: float
+    perplexity_full_precision_all: float
+
+    def save(self, folder: Path) -> None:
+        (folder / EVALUATION_FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> EvaluationSet:
+        try:
+            return EvaluationSet(**json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8")))
+        except (OSError, json.JSONDecodeError, TypeError) as fault:
+            raise CheckpointError(f"{folder / EVALUATION_FILE}: not readable ({fault})", "export again") from None
+
+
+@dataclass(frozen=True)
+class VerificationResult:
+    """Parity and quality figures, and how every gate fared."""
+
+    parity: ParityFigures
+    perplexity_quantized: float
+    perplexity_quantized_all: float
+    perplexity_artifact: float
+    tokens: int
+    tokens_all: int
+    kv_bytes: int
+    ring_wraps: tuple[float, ...]
+    gates: list[Gate]
+
+
+@torch.no_grad()
+def verify_artifact(
+    target: Target,
+    decoder: QuantizedDecoder,
+    recipe: Recipe,
+    folder: Path,
+    evaluation: EvaluationSet,
+    log: Path,
+    on_progress: Callable[[float], None],
+) -> VerificationResult:
+    """Runs the artifact in a child process and the oracle here, on the same windows."""
+    windows = evaluation.windows[: evaluation.artifact_windows]
+    scheduled = [[window, len(window) - (evaluation.decode_tokens if index == 0 else 0)] for index, window in enumerate(windows)]
+    output = log.parent / "artifact_logits.npy"
+    scored = run_child(
+        "exporter.runtime.driver:score_in_child",
+        {"driver": target.driver, "folder": str(folder), "windows": scheduled, "output": str(output)},
+        log,
+        SCORE_TIME_LIMIT_S,
+        lambda event: on_progress(float(event["progress"])),
+    )
+    artifact = torch.from_numpy(np.load(output))
+    output.unlink()
+    return _compare(decoder, recipe, evaluation, windows, artifact, int(scored["kv_bytes"]))
+
+
+def _compare(
+    decoder: QuantizedDecoder,
+    recipe: Recipe,
+    evaluation: EvaluationSet,
+    windows: list[list[int]],
+    artifact: torch.Tensor,
+    kv_bytes: int,
+) -> VerificationResult:
+    oracle, every = decoder.oracle(), PerplexityMeter()
+    of_oracle, of_artifact, expected, start = PerplexityMeter(), PerplexityMeter(), [], 0
+    for index, window in enumerate(evaluation.windows):
+        logits = window_logits(oracle, decoder.spec, window, decoder.chunk)
+        every.add(logits, window)
+        if index < len(windows):
+            of_oracle.add(logits, window)
+            of_artifact.add(artifact[start : start + len(window)], window)
+            expected.append(logits)
+            start += len(window)
+    parity = compare_logits(torch.cat(expected), artifact)
+    gates = _gates(recipe, evaluation, parity, of_oracle.perplexity, of_artifact.perplexity, every.perplexity)
+    return VerificationResult(
+        parity,
+        of_oracle.perplexity,
+        every.perplexity,
+        of_artifact.perplexity,
+        of_oracle.tokens,
+        every.tokens,
+        kv_bytes,
+        tuple(len(windows[0]) / layer.ring if layer.window else 0.0 for layer in decoder.layout),
+        gates,
+    )
+
+
+def _gates(
+    recipe: Recipe, evaluation: EvaluationSet, parity: ParityFigures, quantized: float, artifact: float, quantized_all: float
+) -> list[Gate]:
+    limits = recipe.gates
+    return [
+        Gate("parity.top1_agreement", parity.top1_agreement, limits.top1_agreement_min, smallest=True),
+        Gate("parity.mean_kl", parity.mean_kl, limits.mean_kl_max),
+        Gate(
+            "quality.perplexity_artifact rise over oracle, percent",
+            percent_rise(artifact, quantized),
+            limits.perplexity_artifact_percent_max,
+        ),
+        Gate(
+            "quality.perplexity_quantized rise over full precision, percent",
+            percent_rise(quantized_all, evaluation.perplexity_full_precision_all),
+            limits.perplexity_quantized_percent_max,
+        ),
+    ]
+
+
+def describe_gates(gates: list[Gate]) -> list[dict[str, Any]]:
+    return [{"name": gate.name, "value": gate.value, "limit": gate.limit, "passed": gate.passed} for gate in gates]
