@@ -26,7 +26,11 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 def run_child(
-    function: str, arguments: dict[str, Any], log: Path, timeout_s: float, on_event: Callable[[dict[str, Any]], None] | None = None
+    function: str,
+    arguments: dict[str, Any],
+    log: Path,
+    timeout_s: float,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Calls `module:function(arguments, emit)` in a child and returns its result, a JSON object.
 

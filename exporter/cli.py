@@ -17,8 +17,12 @@ recipes_app = typer.Typer(add_completion=False, help="List and show recipes.", r
 app.add_typer(recipes_app, name="recipes")
 
 RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe name or YAML file.", metavar="NAME")]
-ModelOption = Annotated[Path | None, typer.Option("--model", "-m", help="Hugging Face checkpoint folder; default: the bundled example.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe value: section.field=value.", metavar="KEY=VALUE")]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", "-m", help="Hugging Face checkpoint folder; default: the bundled example.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a recipe value: section.field=value.", metavar="KEY=VALUE")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -52,9 +56,14 @@ def main_command(
 
     console = Console(stderr=as_json)
     loaded = load_recipe(recipe, tuple(overrides or ()))
-    request = ExportRequest(loaded, output or Path("out") / loaded.name, model, adapter, calibration, evaluation, force, resume)
+    request = ExportRequest(
+        loaded, output or Path("out") / loaded.name, model, adapter, calibration, evaluation, force, resume
+    )
     if model is None and not as_json:
-        console.print(f"No --model given: exporting the bundled example ({request.model_folder.name}, 5 M parameters).", highlight=False)
+        console.print(
+            f"No --model given: exporting the bundled example ({request.model_folder.name}, 5 M parameters).",
+            highlight=False,
+        )
     display = StageDisplay(console, quiet=as_json)
     report = export(request, display)
     if as_json:
@@ -72,7 +81,7 @@ def plan_command(
     as_json: JsonOption = False,
 ) -> None:
     """Refuse or estimate an export in under a second, reading no weight."""
-    from exporter.pipeline import plan_export
+    from exporter.plan import plan_export
     from exporter.recipe import load_recipe
     from exporter.report.text import plan_lines
     from exporter.resources import example_folder
@@ -87,7 +96,9 @@ def plan_command(
 
 
 @app.command("verify")
-def verify_command(folder: Annotated[Path, typer.Argument(help="Output folder of an export.")], as_json: JsonOption = False) -> None:
+def verify_command(
+    folder: Annotated[Path, typer.Argument(help="Output folder of an export.")], as_json: JsonOption = False
+) -> None:
     """Repeat every check of an export from its files alone."""
     from exporter.pipeline import verify_export
     from exporter.progress import StageDisplay
@@ -177,7 +188,10 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was left in place", ExitCode.INTERRUPTED)
     except OSError as fault:
-        _fail(f"{fault.filename or 'file system'}: {fault.strerror}; free space or choose another --output", ExitCode.USAGE)
+        _fail(
+            f"{fault.filename or 'file system'}: {fault.strerror}; free space or choose another --output",
+            ExitCode.USAGE,
+        )
     except Exception as fault:
         if type(fault).__module__.startswith(("click", "typer")) and hasattr(fault, "format_message"):
             _fail(f"{fault.format_message()}; see: slm-export --help", ExitCode.USAGE)

@@ -25,7 +25,9 @@ def diagnose() -> list[Finding]:
     """Interpreter, memory, disk, packages and targets."""
     findings = [
         Finding("python", sys.version_info >= (3, 11), sys.version.split()[0]),
-        Finding("memory", True, f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB", required=False),
+        Finding(
+            "memory", True, f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB", required=False
+        ),
         Finding("disk", True, f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here", required=False),
     ]
     findings += [_package(name) for name in ("torch", "safetensors", "tokenizers")]

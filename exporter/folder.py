@@ -26,13 +26,17 @@ class OutputFolder:
     def check(self) -> None:
         """Raises UsageError when the destination cannot be used; call it before any work."""
         if self.destination.exists() and not self.force:
-            raise UsageError(f"output folder {self.destination} exists", "pass --force to replace it, or another --output")
+            raise UsageError(
+                f"output folder {self.destination} exists", "pass --force to replace it, or another --output"
+            )
         if self.destination.exists() and not self.destination.is_dir():
             raise UsageError(f"{self.destination} is a file", "pass another --output")
         try:
             self.destination.parent.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
-            raise UsageError(f"cannot create {self.destination.parent} ({fault.strerror})", "pass another --output") from None
+            raise UsageError(
+                f"cannot create {self.destination.parent} ({fault.strerror})", "pass another --output"
+            ) from None
         if not os.access(self.destination.parent, os.W_OK):
             raise UsageError(f"{self.destination.parent} is not writable", "pass another --output")
 
@@ -43,7 +47,9 @@ class OutputFolder:
         self.folder = Path(tempfile.mkdtemp(_SUFFIX, f"{_PREFIX}{self.destination.name}-{os.getpid()}-", parent))
         return self.folder
 
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self.folder is not None
         if kind is not None:
             shutil.rmtree(self.folder, ignore_errors=True)

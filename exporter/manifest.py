@@ -14,7 +14,19 @@ from exporter.recipe import Recipe
 
 MANIFEST_FILE, REPORT_FILE = "manifest.json", "report.json"
 SCHEMA_VERSION = 1
-TOOLS = ("slm-export", "torch", "executorch", "torchao", "onnxruntime-qnn", "onnx", "onnxruntime", "coremltools", "tokenizers", "safetensors", "numpy")
+TOOLS = (
+    "slm-export",
+    "torch",
+    "executorch",
+    "torchao",
+    "onnxruntime-qnn",
+    "onnx",
+    "onnxruntime",
+    "coremltools",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
 
 
 def tool_versions() -> dict[str, str]:

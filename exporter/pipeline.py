@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from exporter.checkpoint.checkpoint import COMPANION_FILES, Checkpoint, file_sha256, open_checkpoint, read_spec
+from exporter.checkpoint.checkpoint import COMPANION_FILES, Checkpoint, file_sha256, open_checkpoint
 from exporter.checkpoint.text import TextCodec, read_text
 from exporter.decoder.cache import CacheSettings, cache_layout
 from exporter.decoder.forward import decode_chunk
@@ -21,7 +21,7 @@ from exporter.decoder.torch_ops import Hooks, TorchOps
 from exporter.errors import UsageError
 from exporter.folder import OutputFolder
 from exporter.manifest import REPORT_FILE, check_integrity, read_manifest, tool_versions, write_manifest
-from exporter.plan import Plan, cache_settings, check_refusals, make_plan, recipe_layout, weight_settings
+from exporter.plan import cache_settings, plan_export, recipe_layout, weight_settings
 from exporter.progress import StageDisplay, peak_rss_bytes
 from exporter.quantize.calibration import KvCalibrator
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized, save_quantized
@@ -74,14 +74,6 @@ class Texts:
     evaluation: list[list[int]]
 
 
-def plan_export(model: Path, recipe: Recipe) -> Plan:
-    """Refuses or estimates, from `config.json` and the recipe alone. Raises PlanRefused or CheckpointError."""
-    target = find_target(recipe.target.kind)
-    spec = read_spec(model)
-    check_refusals(spec, recipe, target)
-    return make_plan(spec, recipe, target)
-
-
 @torch.no_grad()
 def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
     """Runs every stage and returns the report. On any error the output folder is as it was before."""
@@ -97,7 +89,9 @@ def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
         inputs = {path.name: file_sha256(path) for path in checkpoint.input_files()}
         stage.note = f"{checkpoint.spec.family}, {plan.parameters / 1e6:.2f} M parameters"
     cache = StageCache(cache_root(), request.resume)
-    run_key = content_key({"recipe": recipe.model_dump(mode="json"), "inputs": inputs, "output": str(request.output.resolve())})
+    run_key = content_key(
+        {"recipe": recipe.model_dump(mode="json"), "inputs": inputs, "output": str(request.output.resolve())}
+    )
     logs = cache.logs(run_key)
     quantized = _quantize(recipe, target, checkpoint, texts, inputs, cache, display)
     lowered, outcome = _lower(recipe, target, quantized, texts, cache, logs, display)
@@ -113,7 +107,9 @@ def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
             write_manifest(folder, recipe, _target_json(target, recipe), inputs, created)
         sections = {
             "parity": parity_section(result),
-            "quality": quality_section(evaluation.text, evaluation.perplexity_full_precision, evaluation.perplexity_full_precision_all, result),
+            "quality": quality_section(
+                evaluation.text, evaluation.perplexity_full_precision, evaluation.perplexity_full_precision_all, result
+            ),
             "export": export_section(display.figures, peak_rss_bytes()),
         }
         report = build_report(recipe, target, plan, _combined_hash(inputs), outcome, _shipped_bytes(folder), sections)
@@ -138,7 +134,9 @@ def verify_export(folder: Path, display: StageDisplay) -> dict[str, Any]:
     require(result.gates)
     return {
         "parity": parity_section(result),
-        "quality": quality_section(evaluation.text, evaluation.perplexity_full_precision, evaluation.perplexity_full_precision_all, result),
+        "quality": quality_section(
+            evaluation.text, evaluation.perplexity_full_precision, evaluation.perplexity_full_precision_all, result
+        ),
     }
 
 
@@ -156,7 +154,9 @@ def _read_texts(request: ExportRequest, codec: TextCodec) -> Texts:
     evaluation = read_text(request.evaluation_file, "evaluation")
     verify = recipe.verify
     return Texts(
-        codec.windows(calibration, recipe.calibration.window, -(-recipe.calibration.tokens // recipe.calibration.window)),
+        codec.windows(
+            calibration, recipe.calibration.window, -(-recipe.calibration.tokens // recipe.calibration.window)
+        ),
         codec.windows(evaluation, verify.window, max(verify.windows, verify.quality_windows)),
     )
 
@@ -174,7 +174,9 @@ def _quantize(
     layout, kv_format = recipe_layout(checkpoint.spec, recipe, target), target.kv_format(recipe)
     key = content_key(
         {
-            "inputs": {name: digest for name, digest in inputs.items() if name.endswith((".safetensors", "config.json"))},
+            "inputs": {
+                name: digest for name, digest in inputs.items() if name.endswith((".safetensors", "config.json"))
+            },
             "weights": recipe.weights.model_dump(mode="json"),
             "texts": [texts.calibration, texts.evaluation],
             "kv": [kv_format, layout],
@@ -189,13 +191,22 @@ def _quantize(
         with display.stage("quantize") as stage:
             settings = weight_settings(recipe)
             weights = quantize_decoder(
-                checkpoint.spec, checkpoint, settings, texts.calibration, lambda done, total: stage.advance(done / total)
+                checkpoint.spec,
+                checkpoint,
+                settings,
+                texts.calibration,
+                lambda done, total: stage.advance(done / total),
             )
             stage.note = f"{settings.method.value}, groups of {settings.group_size}"
         with display.stage("calibrate") as stage:
             calibrator = KvCalibrator(checkpoint.spec)
             length = recipe.calibration.window
-            ops = TorchOps(checkpoint.spec, weights, cache_layout(checkpoint.spec, CacheSettings(length, length)), hooks=Hooks(attention=calibrator.observe))
+            ops = TorchOps(
+                checkpoint.spec,
+                weights,
+                cache_layout(checkpoint.spec, CacheSettings(length, length)),
+                hooks=Hooks(attention=calibrator.observe),
+            )
             windows = _activation_windows(recipe, texts)
             for done, window in enumerate(windows):
                 ops.reset()
@@ -203,7 +214,13 @@ def _quantize(
                 stage.advance((done + 1) / len(windows))
             settings_of_cache = cache_settings(checkpoint.spec, recipe)
             decoder = QuantizedDecoder(
-                checkpoint.spec, weights, layout, kv_format, calibrator.constants(kv_format), settings_of_cache.chunk, settings_of_cache.context
+                checkpoint.spec,
+                weights,
+                layout,
+                kv_format,
+                calibrator.constants(kv_format),
+                settings_of_cache.chunk,
+                settings_of_cache.context,
             )
             save_quantized(decoder, folder)
         with display.stage("reference") as stage:
@@ -227,7 +244,12 @@ def _lower(
 ) -> tuple[Path, LowerOutcome]:
     windows = _activation_windows(recipe, texts)
     key = content_key(
-        {"quantized": quantized.name, "target": recipe.target.model_dump(mode="json"), "windows": windows, "tools": tool_versions()}
+        {
+            "quantized": quantized.name,
+            "target": recipe.target.model_dump(mode="json"),
+            "windows": windows,
+            "tools": tool_versions(),
+        }
     )
 
     def write(folder: Path) -> None:
@@ -255,7 +277,9 @@ def _lower(
 def _assemble(folder: Path, checkpoint: Checkpoint, quantized: Path, lowered: Path) -> None:
     """Copies the lowered files, the quantized checkpoint and the checkpoint's companions into the output."""
     shutil.copytree(lowered, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(OUTCOME_FILE))
-    shutil.copytree(quantized, folder / VERIFICATION_FOLDER, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference.json"))
+    shutil.copytree(
+        quantized, folder / VERIFICATION_FOLDER, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference.json")
+    )
     for name in COMPANION_FILES:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.family import read_spec
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.spec import (
     EMBEDDING,
@@ -16,10 +18,9 @@ from exporter.decoder.spec import (
     parameter_count,
 )
 from exporter.errors import PlanRefused
-from exporter.quantize.kv_codec import KvFormat
-from exporter.quantize.quantizer import WeightSettings
+from exporter.quantize.formats import KvFormat, WeightSettings
 from exporter.recipe import Recipe
-from exporter.targets.base import Target, TiedStorage
+from exporter.targets.base import Refusal, Target, TiedStorage, find_target
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,16 @@ def check_refusals(spec: DecoderSpec, recipe: Recipe, target: Target) -> None:
     """Raises PlanRefused listing every reason."""
     refusals = target.refusals(spec, recipe)
     if recipe.cache.sinks and all(layer.window is None for layer in cache_layout(spec, cache_settings(spec, recipe))):
-        refusals.append(_refusal_of_sinks())
+        refusals.append(
+            Refusal(
+                "cache.sinks has no effect: no layer has a window shorter than the context",
+                "cache.sinks=0 or cache.window",
+            )
+        )
     if refusals:
-        raise PlanRefused("this combination cannot be exported: " + " | ".join(map(str, refusals)), "change it with --set")
-
-
-def _refusal_of_sinks() -> Any:
-    from exporter.targets.base import Refusal
-
-    return Refusal("cache.sinks has no effect: no layer has a window shorter than the context", "cache.sinks=0 or cache.window")
+        raise PlanRefused(
+            "this combination cannot be exported: " + " | ".join(map(str, refusals)), "change it with --set"
+        )
 
 
 def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
@@ -97,9 +99,7 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
     settings, tied = weight_settings(recipe), target.tied_storage(spec, recipe)
     matrices, tables = _weight_bytes(spec, settings)
     vectors = 4 * sum(weight.count for weight in decoder_weights(spec) if weight.kind is WeightKind.VECTOR)
-    per_layer = tuple(
-        layer.slots * _token_bytes(spec, index, kv_format) for index, layer in enumerate(layout)
-    )
+    per_layer = tuple(layer.slots * _token_bytes(spec, index, kv_format) for index, layer in enumerate(layout))
     head_bytes = tables[head_name(spec)]
     stored = matrices + vectors + sum(tables.values()) + (0 if tied.stored_once else tied.extra_bytes)
     read = matrices + vectors + head_bytes + sum(per_layer)
@@ -150,3 +150,11 @@ def _host_memory(spec: DecoderSpec, recipe: Recipe) -> int:
     calibration = 4 * recipe.calibration.tokens * spec.hidden_size
     tables = sum(weight.count for weight in decoder_weights(spec) if weight.name in (EMBEDDING, HEAD))
     return libraries + (oracle_bytes + compiler_bytes) * parameter_count(spec) + 4 * tables + calibration
+
+
+def plan_export(model: Path, recipe: Recipe) -> Plan:
+    """Refuses or estimates, from `config.json` and the recipe alone. Raises PlanRefused or CheckpointError."""
+    target = find_target(recipe.target.kind)
+    spec = read_spec(model)
+    check_refusals(spec, recipe, target)
+    return make_plan(spec, recipe, target)

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exporter.errors import RecipeError, UsageError
-from exporter.quantize.int4 import RoundingMethod, ScaleFormat
+from exporter.quantize.formats import RoundingMethod, ScaleFormat
 from exporter.registry import did_you_mean
 from exporter.resources import recipe_folder
 
@@ -214,7 +214,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     try:
         place[field] = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UsageError(f"--set {override}: {text!r} is not a value", "quote it, or write null, a number or a word") from None
+        raise UsageError(
+            f"--set {override}: {text!r} is not a value", "quote it, or write null, a number or a word"
+        ) from None
 
 
 def _problems(fault: ValidationError) -> list[str]:

@@ -40,7 +40,9 @@ class StageCache:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
-            raise UsageError(f"cannot create {root} ({fault.strerror})", f"set {CACHE_VARIABLE} to a writable folder") from None
+            raise UsageError(
+                f"cannot create {root} ({fault.strerror})", f"set {CACHE_VARIABLE} to a writable folder"
+            ) from None
 
     def logs(self, key: str) -> Path:
         """Folder for the log files of one run; they stay after failures."""

@@ -70,7 +70,9 @@ class LoraAdapter:
         except (UnicodeDecodeError, json.JSONDecodeError) as fault:
             raise CheckpointError(f"{path}: not valid JSON ({fault})", "copy the file again") from None
         if settings.get("peft_type") != "LORA":
-            raise CheckpointError(f"{path}: peft_type {settings.get('peft_type')!r} is not LORA", "merge it with PEFT first")
+            raise CheckpointError(
+                f"{path}: peft_type {settings.get('peft_type')!r} is not LORA", "merge it with PEFT first"
+            )
         for unsupported in ("use_dora", "fan_in_fan_out"):
             if settings.get(unsupported):
                 raise CheckpointError(f"{path}: {unsupported} is not supported", "merge it with PEFT first")
@@ -97,4 +99,6 @@ class LoraAdapter:
                 self._replacements[stripped.replace(".modules_to_save.default", "")] = tensor
         for name, sides in self._sides.items():
             if set(sides) != {"A", "B"}:
-                raise CheckpointError(f"{path}: {name} lacks lora_{'B' if 'A' in sides else 'A'}", "copy the file again")
+                raise CheckpointError(
+                    f"{path}: {name} lacks lora_{'B' if 'A' in sides else 'A'}", "copy the file again"
+                )

@@ -55,12 +55,6 @@ class Checkpoint:
         return files + [self.folder / name for name in COMPANION_FILES if (self.folder / name).is_file()]
 
 
-def read_spec(folder: Path) -> DecoderSpec:
-    """The DecoderSpec alone: reads `config.json` and no weight."""
-    config = Config.read(folder / "config.json")
-    return find_family(config).decoder_spec(config)
-
-
 def open_checkpoint(folder: Path, adapter: Path | None = None) -> Checkpoint:
     """Opens a folder and checks names and shapes of every weight against the spec, reading headers only.
 
@@ -84,7 +78,9 @@ def _check_weight(folder: Path, family: Family, tensors: TensorFolder, weight: W
     name = family.tensor_name(weight.name)
     if name not in tensors:
         hint = "set tie_word_embeddings in config.json if the head shares the embedding" if weight.name == HEAD else ""
-        raise CheckpointError(f"{folder}: tensor {name} is missing from the safetensors files", hint or "copy all shards")
+        raise CheckpointError(
+            f"{folder}: tensor {name} is missing from the safetensors files", hint or "copy all shards"
+        )
     if tensors.shape(name) != weight.shape:
         raise CheckpointError(
             f"{folder}: tensor {name} has shape {tensors.shape(name)}, config.json implies {weight.shape}",

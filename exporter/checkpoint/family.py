@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from exporter.checkpoint.config import Config
 from exporter.decoder.spec import (
@@ -91,7 +92,9 @@ def windows_from_layer_types(config: Config, default: tuple[int | None, ...]) ->
         elif kind == "full_attention":
             windows.append(None)
         else:
-            raise config.fault("layer_types", f"unsupported kind {kind!r}; full_attention and sliding_attention are known")
+            raise config.fault(
+                "layer_types", f"unsupported kind {kind!r}; full_attention and sliding_attention are known"
+            )
     return tuple(windows)
 
 
@@ -102,7 +105,9 @@ def dense_decoder(config: Config, family: str, traits: DenseTraits) -> DecoderSp
     if heads % kv_heads:
         raise config.fault("num_key_value_heads", f"{kv_heads} does not divide num_attention_heads={heads}")
     if config.get("head_dim") is None and hidden % heads:
-        raise config.fault("num_attention_heads", f"{heads} does not divide hidden_size={hidden}, and head_dim is absent")
+        raise config.fault(
+            "num_attention_heads", f"{heads} does not divide hidden_size={hidden}, and head_dim is absent"
+        )
     head_dim = config.integer("head_dim", hidden // heads)
     if head_dim % 2:
         raise config.fault("head_dim", f"{head_dim} is odd; rotary embedding needs pairs of channels")
@@ -147,7 +152,8 @@ def find_family(config: Config) -> Family:
         raise config.fault("model_type", f"is missing; supported: {', '.join(FAMILIES.names())}")
     if model_type not in FAMILIES:
         raise CheckpointError(
-            f"{config.source}: model_type: {model_type!r} is not supported", did_you_mean(str(model_type), FAMILIES.names())
+            f"{config.source}: model_type: {model_type!r} is not supported",
+            did_you_mean(str(model_type), FAMILIES.names()),
         )
     return FAMILIES.get(model_type)
 
@@ -157,3 +163,9 @@ def _load_all() -> None:
 
     for module in pkgutil.iter_modules(families.__path__):
         importlib.import_module(f"{families.__name__}.{module.name}")
+
+
+def read_spec(folder: Path) -> DecoderSpec:
+    """The DecoderSpec alone: reads `config.json` and no weight."""
+    config = Config.read(folder / "config.json")
+    return find_family(config).decoder_spec(config)

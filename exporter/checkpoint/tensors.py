@@ -34,7 +34,9 @@ class TensorFolder:
         try:
             tensor = self._handle(file).get_tensor(name)
         except (SafetensorError, OSError, RuntimeError) as fault:
-            raise CheckpointError(f"{self.folder / file}: cannot read {name} ({fault})", "copy the file again") from None
+            raise CheckpointError(
+                f"{self.folder / file}: cannot read {name} ({fault})", "copy the file again"
+            ) from None
         if not tensor.is_floating_point():
             raise CheckpointError(
                 f"{self.folder / file}: {name} is {tensor.dtype}, not a float type",
@@ -60,7 +62,9 @@ class TensorFolder:
             raise CheckpointError(f"{index}: not a valid shard index ({fault})", "copy the file again") from None
         for file in sorted(set(files.values())):
             if not (self.folder / file).is_file():
-                raise CheckpointError(f"{self.folder / file}: not found, but {INDEX_FILE} lists it", "copy the missing shard")
+                raise CheckpointError(
+                    f"{self.folder / file}: not found, but {INDEX_FILE} lists it", "copy the missing shard"
+                )
         return files
 
     def _single_file(self) -> dict[str, str]:

@@ -27,7 +27,9 @@ class TextCodec:
         """Raises CheckpointError when the tokenizer is missing, broken, or larger than the model's vocabulary."""
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(f"{path}: not found", "save the tokenizer beside the weights (tokenizer.save_pretrained)")
+            raise CheckpointError(
+                f"{path}: not found", "save the tokenizer beside the weights (tokenizer.save_pretrained)"
+            )
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as fault:  # tokenizers raises bare Exception for every malformed file

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from exporter.decoder.spec import DecoderSpec
 
@@ -31,23 +31,23 @@ class LayerCache:
     def ring(self) -> int:
         return self.slots - self.sinks
 
-    def slot_of(self, positions: torch.Tensor) -> torch.Tensor:
+    def slot_of(self, positions: np.ndarray) -> np.ndarray:
         """Slot of each absolute position: int64 [S] -> int64 [S]."""
         ringed = self.sinks + (positions - self.sinks) % self.ring
-        return torch.where(positions < self.sinks, positions, ringed)
+        return np.where(positions < self.sinks, positions, ringed)
 
-    def held_positions(self, length: int) -> torch.Tensor:
+    def held_positions(self, length: int) -> np.ndarray:
         """Position held by each slot once `length` tokens were written: int64 [C], EMPTY where none."""
-        slots = torch.arange(self.slots)
+        slots = np.arange(self.slots)
         if length == 0:
-            return torch.full((self.slots,), EMPTY)
+            return np.full(self.slots, EMPTY)
         last = length - 1
         ringed = last - (last - slots) % self.ring
-        held = torch.where(slots < self.sinks, slots, ringed)
-        first = torch.where(slots < self.sinks, 0, self.sinks)
-        return torch.where((held >= first) & (held <= last), held, EMPTY)
+        held = np.where(slots < self.sinks, slots, ringed)
+        first = np.where(slots < self.sinks, 0, self.sinks)
+        return np.where((held >= first) & (held <= last), held, EMPTY)
 
-    def visible(self, queries: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    def visible(self, queries: np.ndarray, held: np.ndarray) -> np.ndarray:
         """Whether query position [S] may read a slot that holds a position [C] -> bool [S, C]."""
         query, key = queries[:, None], held[None, :]
         seen = (key != EMPTY) & (key <= query)

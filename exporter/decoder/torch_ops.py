@@ -8,20 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.rotary import cosine_sine
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
 from exporter.decoder.weights import WeightStore
-from exporter.quantize.kv_codec import (
-    ChannelConstants,
-    EncodedRows,
-    KvCodec,
-    KvFormat,
-    KvScaling,
-    LayerKvConstants,
-)
+from exporter.quantize.formats import KvFormat, KvScaling
+from exporter.quantize.kv_codec import ChannelConstants, EncodedRows, KvCodec, LayerKvConstants
 
 FLOAT_KV = KvFormat(32, KvScaling.NONE)
 
@@ -46,12 +41,13 @@ class TorchLayerCache:
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Encodes and stores float32 [S, K, Hd] at the next S positions."""
-        slots = self.layout.slot_of(torch.arange(self.length, self.length + keys.shape[0]))
+        positions = np.arange(self.length, self.length + keys.shape[0])
+        slots = torch.from_numpy(self.layout.slot_of(positions))
         self._keys = _store(self._keys, self.key.encode(keys), slots, self.layout.slots)
         self._values = _store(self._values, self.value.encode(values), slots, self.layout.slots)
         self.length += keys.shape[0]
 
-    def read(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def read(self) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
         """Decoded (prepared) keys and values float32 [used, K, Hd] and the positions int64 [used] they belong to."""
         assert self._keys is not None and self._values is not None
         used = min(self.length, self.layout.slots)
@@ -131,7 +127,7 @@ class TorchOps:
         keys, values, held = cache.read()
         grouped = cache.key.prepare_query(query.unflatten(1, (attention.kv_heads, attention.group)))
         scores = torch.einsum("skrd,ckd->krsc", grouped, keys) * attention.score_scale
-        visible = cache.layout.visible(torch.arange(start, start + query.shape[0]), held)
+        visible = torch.from_numpy(cache.layout.visible(np.arange(start, start + query.shape[0]), held))
         probabilities = scores.masked_fill(~visible, -torch.inf).softmax(-1)
         mixed = cache.value.restore(torch.einsum("krsc,ckd->skrd", probabilities, values))
         return mixed.flatten(1)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from exporter.decoder.spec import DecoderSpec
-from exporter.quantize.kv_codec import ChannelConstants, KvFormat, KvScaling, LayerKvConstants
+from exporter.quantize.formats import KvFormat, KvScaling
+from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 
 SMALLEST_SPREAD = 1e-4
 """Floor for standard deviations and ranges: a channel that never moves must not blow up the others."""
@@ -26,7 +27,9 @@ class ChannelStatistics:
     @staticmethod
     def empty(kv_heads: int, head_dim: int) -> ChannelStatistics:
         zero = torch.zeros(kv_heads, head_dim, dtype=torch.float64)
-        return ChannelStatistics(0, zero, zero.clone(), torch.full_like(zero, torch.inf), torch.full_like(zero, -torch.inf))
+        return ChannelStatistics(
+            0, zero, zero.clone(), torch.full_like(zero, torch.inf), torch.full_like(zero, -torch.inf)
+        )
 
     def add(self, rows: torch.Tensor) -> None:
         """[S, K, Hd]."""
@@ -56,7 +59,9 @@ class KvCalibrator:
         self.spec = spec
 
         def statistics() -> list[ChannelStatistics]:
-            return [ChannelStatistics.empty(layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers]
+            return [
+                ChannelStatistics.empty(layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers
+            ]
 
         self.queries, self.keys, self.values = statistics(), statistics(), statistics()
 
@@ -74,9 +79,13 @@ class KvCalibrator:
         queries, keys, values = self.queries[index], self.keys[index], self.values[index]
         if kv_format.scaling is KvScaling.STATIC:
             per_channel = kv_format.bits < 8
-            return LayerKvConstants(_static(keys, kv_format.bits, per_channel), _static(values, kv_format.bits, per_channel))
+            return LayerKvConstants(
+                _static(keys, kv_format.bits, per_channel), _static(values, kv_format.bits, per_channel)
+            )
         if kv_format.scaling is KvScaling.PER_TOKEN and kv_format.bits < 8:
-            balance = (keys.deviation.clamp_min(SMALLEST_SPREAD) / queries.root_mean_square.clamp_min(SMALLEST_SPREAD)).sqrt()
+            balance = (
+                keys.deviation.clamp_min(SMALLEST_SPREAD) / queries.root_mean_square.clamp_min(SMALLEST_SPREAD)
+            ).sqrt()
             key = ChannelConstants(keys.mean.float(), balance.float())
             return LayerKvConstants(key, ChannelConstants(values.mean.float(), torch.ones_like(key.balance)))
         shape = keys.low.shape

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from exporter.quantize.int4 import QuantizedMatrix, ScaleChooser, WeightFormat
+from exporter.quantize.formats import WeightFormat
+from exporter.quantize.int4 import QuantizedMatrix, ScaleChooser
 
 UPDATE_BLOCK = 128
 """Columns between two updates of the rest of the matrix: large enough for matrix products, small enough for the cache."""

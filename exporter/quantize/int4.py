@@ -7,57 +7,17 @@ the HTP demand it. Scales are always exactly representable in their format, so e
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
+
+from exporter.quantize.formats import ScaleFormat, WeightFormat
 
 LPBQ_STEPS = 16
 """Block scales of the HTP are an integer 1..16 times the channel scale (low-power block quantization)."""
 
 LPBQ_SIGNIFICANT_BITS = 7
 """Channel scales keep 7 significant bits, so that channel scale times 1..16 is exact in fp16's 11."""
-
-
-class ScaleFormat(str, Enum):
-    """How a group's scale is stored."""
-
-    FP16 = "fp16"
-    BF16 = "bf16"
-    LPBQ = "lpbq"
-
-
-class RoundingMethod(str, Enum):
-    """How codes are chosen."""
-
-    RTN = "rtn"
-    SEARCH = "search"
-    GPTQ = "gptq"
-
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """Bits, grouping and scale format of one quantized matrix."""
-
-    bits: int
-    group_size: int
-    scale_format: ScaleFormat
-
-    @property
-    def code_range(self) -> tuple[int, int]:
-        return (-8, 7) if self.bits == 4 else (-127, 127)
-
-    def group_count(self, in_features: int) -> int:
-        return math.ceil(in_features / self.group_size)
-
-    def stored_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of codes and scales for a [rows, columns] matrix."""
-        codes = rows * (math.ceil(columns / 2) if self.bits == 4 else columns)
-        groups = rows * self.group_count(columns)
-        if self.scale_format is ScaleFormat.LPBQ:
-            return codes + groups + 4 * rows
-        return codes + 2 * groups
 
 
 @dataclass(frozen=True)

@@ -16,36 +16,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 
+from exporter.quantize.formats import KvFormat, KvScaling
 from exporter.quantize.int4 import pack_nibbles, unpack_nibbles
-
-
-class KvScaling(str, Enum):
-    """Where the scale of a cached vector comes from."""
-
-    NONE = "none"
-    PER_TOKEN = "per_token"
-    STATIC = "static"
-
-
-@dataclass(frozen=True)
-class KvFormat:
-    """Bits and scaling of a cache. `bits` 16 or 32 store floats, 8 and 4 store packed codes."""
-
-    bits: int
-    scaling: KvScaling
-    zero_point: bool = False
-    rotation: bool = False
-
-    def vector_bytes(self, head_dim: int) -> int:
-        """Bytes of one cached vector of one head, scales included."""
-        codes = math.ceil(head_dim * self.bits / 8)
-        if self.scaling is KvScaling.PER_TOKEN:
-            return codes + (4 if self.zero_point else 2)
-        return codes
 
 
 @dataclass(frozen=True)

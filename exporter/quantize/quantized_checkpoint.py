@@ -20,8 +20,9 @@ from exporter.decoder.spec import DecoderSpec
 from exporter.decoder.torch_ops import TorchOps
 from exporter.decoder.weights import DecoderWeights
 from exporter.errors import CheckpointError
-from exporter.quantize.int4 import QuantizedMatrix, ScaleFormat, WeightFormat
-from exporter.quantize.kv_codec import ChannelConstants, KvFormat, KvScaling, LayerKvConstants
+from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightFormat
+from exporter.quantize.int4 import QuantizedMatrix
+from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 
 TENSORS_FILE = "quantized.safetensors"
 DESCRIPTION_FILE = "quantized.json"
@@ -53,14 +54,20 @@ def save_quantized(decoder: QuantizedDecoder, folder: Path) -> None:
         tensors[f"{name}.codes"] = matrix.packed
         if matrix.format.scale_format is ScaleFormat.LPBQ:
             assert matrix.channel_scales is not None and matrix.multipliers is not None
-            tensors[f"{name}.channel_scales"], tensors[f"{name}.multipliers"] = matrix.channel_scales, matrix.multipliers
+            tensors[f"{name}.channel_scales"], tensors[f"{name}.multipliers"] = (
+                matrix.channel_scales,
+                matrix.multipliers,
+            )
         else:
             half = torch.float16 if matrix.format.scale_format is ScaleFormat.FP16 else torch.bfloat16
             tensors[f"{name}.scales"] = matrix.scales.to(half)
         matrices[name] = {"in_features": matrix.in_features, **asdict(matrix.format)}
     for index, constants in enumerate(decoder.kv_constants):
         for side, channel in (("key", constants.key), ("value", constants.value)):
-            tensors[f"kv.{index}.{side}.center"], tensors[f"kv.{index}.{side}.balance"] = channel.center, channel.balance
+            tensors[f"kv.{index}.{side}.center"], tensors[f"kv.{index}.{side}.balance"] = (
+                channel.center,
+                channel.balance,
+            )
     description = {
         "format_version": FORMAT_VERSION,
         "spec": TypeAdapter(DecoderSpec).dump_python(decoder.spec, mode="json"),
@@ -99,7 +106,10 @@ def _assemble(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
     for index, static in enumerate(description["kv_static"]):
         sides = {
             side: ChannelConstants(
-                tensors[f"kv.{index}.{side}.center"], tensors[f"kv.{index}.{side}.balance"], float(static[side][0]), int(static[side][1])
+                tensors[f"kv.{index}.{side}.center"],
+                tensors[f"kv.{index}.{side}.balance"],
+                float(static[side][0]),
+                int(static[side][1]),
             )
             for side in ("key", "value")
         }
@@ -121,5 +131,7 @@ def _matrix(name: str, entry: dict[str, Any], tensors: dict[str, torch.Tensor]) 
     packed, columns = tensors[f"{name}.codes"], int(entry["in_features"])
     if weight_format.scale_format is ScaleFormat.LPBQ:
         channel, multipliers = tensors[f"{name}.channel_scales"], tensors[f"{name}.multipliers"]
-        return QuantizedMatrix(packed, channel[:, None] * multipliers.float(), columns, weight_format, channel, multipliers)
+        return QuantizedMatrix(
+            packed, channel[:, None] * multipliers.float(), columns, weight_format, channel, multipliers
+        )
     return QuantizedMatrix(packed, tensors[f"{name}.scales"].float(), columns, weight_format)

@@ -7,7 +7,6 @@ comes last, with the inputs of the output head when the two are tied.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -24,8 +23,9 @@ from exporter.decoder.spec import (
 )
 from exporter.decoder.torch_ops import Hooks, TorchOps
 from exporter.decoder.weights import DecoderWeights, WeightStore
+from exporter.quantize.formats import RoundingMethod, WeightFormat, WeightSettings
 from exporter.quantize.gptq import InputCovariance, quantize_gptq
-from exporter.quantize.int4 import QuantizedMatrix, RoundingMethod, ScaleFormat, WeightFormat, quantize_nearest
+from exporter.quantize.int4 import QuantizedMatrix, quantize_nearest
 
 SHARED_INPUTS = {
     "attention.key": "attention.query",
@@ -36,29 +36,6 @@ SHARED_INPUTS = {
 
 Report = Callable[[int, int], None]
 """Called with (layers done, layers in all)."""
-
-
-@dataclass(frozen=True)
-class WeightSettings:
-    """How weights are quantized: part of the recipe, the same for every target of a run."""
-
-    method: RoundingMethod = RoundingMethod.GPTQ
-    group_size: int = 32
-    scale_format: ScaleFormat = ScaleFormat.LPBQ
-    embedding_bits: int = 4
-    head_bits: int = 4
-    damping: float = 0.01
-
-    def matrix_format(self) -> WeightFormat:
-        return WeightFormat(4, self.group_size, self.scale_format)
-
-    def table_format(self, name: str, spec: DecoderSpec) -> WeightFormat:
-        """INT8 tables have one scale per row."""
-        bits = self.head_bits if name == HEAD else self.embedding_bits
-        if bits == 8:
-            scale_format = ScaleFormat.FP16 if self.scale_format is ScaleFormat.LPBQ else self.scale_format
-            return WeightFormat(8, spec.hidden_size, scale_format)
-        return self.matrix_format()
 
 
 def quantize_decoder(
@@ -160,7 +137,9 @@ class _LayerwiseQuantizer:
             else:
                 self.matrices[name] = quantize_nearest(values, weight_format, search=True)
 
-    def _quantize(self, values: torch.Tensor, covariance: InputCovariance, weight_format: WeightFormat) -> QuantizedMatrix:
+    def _quantize(
+        self, values: torch.Tensor, covariance: InputCovariance, weight_format: WeightFormat
+    ) -> QuantizedMatrix:
         if self.settings.method is RoundingMethod.GPTQ:
             return quantize_gptq(values, covariance.matrix, weight_format, self.settings.damping)
         return quantize_nearest(values, weight_format, search=True, importance=covariance.matrix.diagonal())

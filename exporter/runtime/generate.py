@@ -40,7 +40,9 @@ def generate(folder: Path, prompt: str, limit: int, sampling: SamplingSettings) 
     }
     produced: list[int] = []
     shown = ""
-    for event in stream_child("exporter.runtime.driver:generate_in_child", arguments, logs / "generate.log", GENERATE_TIME_LIMIT_S):
+    for event in stream_child(
+        "exporter.runtime.driver:generate_in_child", arguments, logs / "generate.log", GENERATE_TIME_LIMIT_S
+    ):
         if "token" not in event:
             continue
         produced.append(int(event["token"]))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import DecoderSpec
-from exporter.quantize.kv_codec import KvFormat
+from exporter.quantize.formats import KvFormat
 from exporter.recipe import Recipe
 from exporter.registry import Registry
 

@@ -32,7 +32,9 @@ def require(gates: list[Gate]) -> None:
     """Raises GateFailed naming every gate that failed."""
     failed = [str(gate) for gate in gates if not gate.passed]
     if failed:
-        raise GateFailed(f"{len(failed)} gate{'s' * (len(failed) > 1)} failed: {'; '.join(failed)}", "no artifact was left in place")
+        raise GateFailed(
+            f"{len(failed)} gate{'s' * (len(failed) > 1)} failed: {'; '.join(failed)}", "no artifact was left in place"
+        )
 
 
 def percent_rise(value: float, reference: float) -> float:

@@ -79,9 +79,7 @@ def perplexity(ops: TorchOps, spec: DecoderSpec, windows: Iterable[Sequence[int]
     return meter.perplexity
 
 
-def layerwise_perplexities(
-    spec: DecoderSpec, source: WeightStore, windows: Sequence[Sequence[int]]
-) -> list[float]:
+def layerwise_perplexities(spec: DecoderSpec, source: WeightStore, windows: Sequence[Sequence[int]]) -> list[float]:
     """Summed negative log-likelihood of each window in full precision, with one layer's weights in memory at a time."""
     table = source.dense(EMBEDDING)
     hidden = [table[torch.tensor(window)] for window in windows]

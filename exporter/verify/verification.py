@@ -72,7 +72,9 @@ def verify_artifact(
 ) -> VerificationResult:
     """Runs the artifact in a child process and the oracle here, on the same windows."""
     windows = evaluation.windows[: evaluation.artifact_windows]
-    scheduled = [[window, len(window) - (evaluation.decode_tokens if index == 0 else 0)] for index, window in enumerate(windows)]
+    scheduled = [
+        [window, len(window) - (evaluation.decode_tokens if index == 0 else 0)] for index, window in enumerate(windows)
+    ]
     output = log.parent / "artifact_logits.npy"
     scored = run_child(
         "exporter.runtime.driver:score_in_child",
@@ -120,7 +122,12 @@ def _compare(
 
 
 def _gates(
-    recipe: Recipe, evaluation: EvaluationSet, parity: ParityFigures, quantized: float, artifact: float, quantized_all: float
+    recipe: Recipe,
+    evaluation: EvaluationSet,
+    parity: ParityFigures,
+    quantized: float,
+    artifact: float,
+    quantized_all: float,
 ) -> list[Gate]:
     limits = recipe.gates
     return [

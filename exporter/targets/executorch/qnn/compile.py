@@ -36,6 +36,7 @@ from executorch.backends.qualcomm.utils.utils import (
 
 from exporter.errors import GateFailed, ToolchainMissing
 from exporter.quantize.int4 import QuantizedMatrix
+from exporter.targets.executorch.qnn.blocks import kernel_block, kernel_columns
 from exporter.targets.executorch.qnn.graph import (
     Constant,
     Encoding,
@@ -47,7 +48,6 @@ from exporter.targets.executorch.qnn.graph import (
     Storage,
     Value,
 )
-from exporter.targets.executorch.qnn.ops import kernel_block, kernel_columns
 
 _PACKAGE = "qti.aisw"
 _DATA = qnn.Qnn_DataType_t
@@ -93,7 +93,9 @@ def compile_graphs(
         built = [_build_operations(graph, encodings) for graph in graphs]
         for graph, wrappers in zip(graphs, built, strict=True):
             _require_supported(manager, graph, wrappers)
-        binary = bytes(manager.Compile([graph.name for graph in graphs], [[op.GetOpWrapper() for op in ops] for ops in built]))
+        binary = bytes(
+            manager.Compile([graph.name for graph in graphs], [[op.GetOpWrapper() for op in ops] for ops in built])
+        )
         if not binary:
             raise GateFailed(f"the Qualcomm compiler produced no binary for {soc}", "see the log of the lower stage")
         manager.DestroyContext()
@@ -151,11 +153,18 @@ class _WrapperBuilder:
 
     def define_value(self, value: Value, name: str, kind: _TENSOR) -> qnn.TensorWrapper:
         if value.storage is Storage.INT32:
-            wrapper = _tensor(name, kind, _DATA_TYPES[value.storage], _ENCODING.QNN_QUANTIZATION_ENCODING_UNDEFINED, {}, value.shape)
+            wrapper = _tensor(
+                name, kind, _DATA_TYPES[value.storage], _ENCODING.QNN_QUANTIZATION_ENCODING_UNDEFINED, {}, value.shape
+            )
         else:
             encoding = self.encodings[value.name]
             wrapper = _tensor(
-                name, kind, _DATA_TYPES[value.storage], _ENCODING.QNN_QUANTIZATION_ENCODING_SCALE_OFFSET, _affine(encoding), value.shape
+                name,
+                kind,
+                _DATA_TYPES[value.storage],
+                _ENCODING.QNN_QUANTIZATION_ENCODING_SCALE_OFFSET,
+                _affine(encoding),
+                value.shape,
             )
         self.tensors[value.name] = wrapper
         return wrapper
@@ -176,10 +185,18 @@ class _WrapperBuilder:
 
 
 def _tensor(
-    name: str, kind: _TENSOR, data_type: _DATA, encoding: _ENCODING, settings: dict, shape: tuple[int, ...], data: np.ndarray | None = None
+    name: str,
+    kind: _TENSOR,
+    data_type: _DATA,
+    encoding: _ENCODING,
+    settings: dict,
+    shape: tuple[int, ...],
+    data: np.ndarray | None = None,
 ) -> qnn.TensorWrapper:
     content = np.array([]) if data is None else np.ascontiguousarray(data)
-    return qnn.TensorWrapper(name, kind, data_type, encoding, settings, len(shape), list(shape), [], content, data is not None)
+    return qnn.TensorWrapper(
+        name, kind, data_type, encoding, settings, len(shape), list(shape), [], content, data is not None
+    )
 
 
 def _affine(encoding: Encoding) -> dict:

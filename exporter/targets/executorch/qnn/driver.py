@@ -46,7 +46,10 @@ class QnnDriver:
 
     def prefill(self, token_ids: list[int]) -> np.ndarray:
         """float32 [n, V]: logits after each of n tokens."""
-        logits = [self._call(PREFILL, token_ids[at : at + self.chunk], self.chunk) for at in range(0, len(token_ids), self.chunk)]
+        logits = [
+            self._call(PREFILL, token_ids[at : at + self.chunk], self.chunk)
+            for at in range(0, len(token_ids), self.chunk)
+        ]
         return np.concatenate(logits)
 
     def decode(self, token_id: int) -> np.ndarray:

@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 import torch
 
-from exporter.targets.executorch.qnn.graph import Constant, Encoding, HtpGraph, Kernel, Operand, Operation, Storage, Value
+from exporter.targets.executorch.qnn.graph import (
+    Constant,
+    Encoding,
+    HtpGraph,
+    Kernel,
+    Operand,
+    Operation,
+    Storage,
+    Value,
+)
 
 Observer = Callable[[Value, torch.Tensor], torch.Tensor]
 """Sees each value as it is computed and returns what the next operator shall read."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import torch
 
@@ -118,7 +119,7 @@ class Operation:
     name: str
     inputs: tuple[Operand, ...]
     output: Value
-    parameters: dict[str, object] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 MOVES_DATA = frozenset({"Reshape", "Transpose", "StridedSlice", "Concat", "Pad"})
@@ -138,7 +139,7 @@ class HtpGraph:
         self.inputs.append(value)
         return value
 
-    def add(self, kind: str, output: Value, *inputs: Operand, **parameters: object) -> Value:
+    def add(self, kind: str, output: Value, *inputs: Operand, **parameters: Any) -> Value:
         """Appends an operation named after its output."""
         self.operations.append(Operation(kind, output.name, inputs, output, parameters))
         if output.role is Role.OUTPUT:

@@ -40,7 +40,14 @@ def build_graphs(decoder: QuantizedDecoder) -> dict[str, HtpGraph]:
     graphs = {}
     for name, chunk in ((PREFILL, decoder.chunk), (DECODE, 1)):
         ops = QnnOps(
-            name, decoder.spec, decoder.weights, decoder.layout, chunk, decoder.kv_format, decoder.kv_constants, encoding
+            name,
+            decoder.spec,
+            decoder.weights,
+            decoder.layout,
+            chunk,
+            decoder.kv_format,
+            decoder.kv_constants,
+            encoding,
         )
         decode_chunk(ops, decoder.spec, None)
         graphs[name] = ops.graph
@@ -54,7 +61,8 @@ def hidden_encoding(decoder: QuantizedDecoder) -> Encoding:
     codes = matrix.codes()
     largest = matrix.scales.amax(dim=1)
     return Encoding.of_range(
-        float((codes.amin(dim=1).clamp(low, 0) * largest).min()), float((codes.amax(dim=1).clamp(0, high) * largest).max())
+        float((codes.amin(dim=1).clamp(low, 0) * largest).min()),
+        float((codes.amax(dim=1).clamp(0, high) * largest).max()),
     )
 
 
@@ -92,7 +100,9 @@ def host_layout(decoder: QuantizedDecoder, logits: Encoding) -> HostLayout:
     )
 
 
-def calibrate_activations(decoder: QuantizedDecoder, graph: HtpGraph, windows: list[list[int]], emit: Emit) -> dict[str, Encoding]:
+def calibrate_activations(
+    decoder: QuantizedDecoder, graph: HtpGraph, windows: list[list[int]], emit: Emit
+) -> dict[str, Encoding]:
     """Runs the prefill graph in float on calibration text, through the host's own rings, and chooses every encoding."""
     recorder, evaluator = RangeRecorder(graph), GraphEvaluator(graph)
     placeholder = Encoding(Storage.UINT16, 1.0, 0)
@@ -105,7 +115,10 @@ def calibrate_activations(decoder: QuantizedDecoder, graph: HtpGraph, windows: l
     for done, window in enumerate(windows):
         host = Host(layout, row)
         for start in range(0, len(window) - decoder.chunk + 1, decoder.chunk):
-            inputs = {name: torch.from_numpy(codes.astype(np.int32)) for name, codes in host.inputs(window[start : start + decoder.chunk], decoder.chunk).items()}
+            inputs = {
+                name: torch.from_numpy(codes.astype(np.int32))
+                for name, codes in host.inputs(window[start : start + decoder.chunk], decoder.chunk).items()
+            }
             real = {value.name: _real_input(value.name, value.fixed, inputs[value.name]) for value in graph.inputs}
             outputs = evaluator.run(real, recorder.observe)
             codes = {
@@ -150,13 +163,23 @@ def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
         emit({"progress": 1.0})
     _announce("end")
     _write_host_files(decoder, graphs, encodings, artifact)
-    kernels = {operand.name: operand for operation in methods[0].operations for operand in operation.inputs if isinstance(operand, Kernel)}
+    kernels = {
+        operand.name: operand
+        for operation in methods[0].operations
+        for operand in operation.inputs
+        if isinstance(operand, Kernel)
+    }
     return {
-        "weight_bytes": sum(kernel.matrix.format.stored_bytes(kernel.matrix.out_features, kernel.matrix.in_features) for kernel in kernels.values())
+        "weight_bytes": sum(
+            kernel.matrix.format.stored_bytes(kernel.matrix.out_features, kernel.matrix.in_features)
+            for kernel in kernels.values()
+        )
         + (artifact / EMBEDDING_FILE).stat().st_size,
         "delegated_fraction": 1.0,
         "undelegated_operators": [],
-        "kv_bytes_total": sum(_bytes(value) for value in graphs[DECODE].inputs if value.name.endswith((".keys", ".values"))),
+        "kv_bytes_total": sum(
+            _bytes(value) for value in graphs[DECODE].inputs if value.name.endswith((".keys", ".values"))
+        ),
         "slots_per_layer": [layer.slots for layer in decoder.layout],
         "notes": {
             "operators_per_method": {graph.name: len(graph.operations) for graph in methods},
@@ -168,12 +191,18 @@ def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     }
 
 
-def _write_host_files(decoder: QuantizedDecoder, graphs: dict[str, HtpGraph], encodings: dict[str, Encoding], folder: Path) -> None:
+def _write_host_files(
+    decoder: QuantizedDecoder, graphs: dict[str, HtpGraph], encodings: dict[str, Encoding], folder: Path
+) -> None:
     layout = host_layout(decoder, encodings["logits"])
     methods = {
         graph.name: {
-            "inputs": [{"name": value.name, "shape": value.shape, "storage": value.storage.value} for value in graph.inputs],
-            "outputs": [{"name": value.name, "shape": value.shape, "storage": value.storage.value} for value in graph.outputs],
+            "inputs": [
+                {"name": value.name, "shape": value.shape, "storage": value.storage.value} for value in graph.inputs
+            ],
+            "outputs": [
+                {"name": value.name, "shape": value.shape, "storage": value.storage.value} for value in graph.outputs
+            ],
         }
         for graph in graphs.values()
     }
@@ -197,4 +226,7 @@ def _ddr_traffic(log: Path, methods: list[str]) -> dict[str, dict[str, int]]:
     """The compiler's DDR summary of each method of the context without shared weights: bytes per call."""
     text = log.read_text(encoding="utf-8", errors="replace").split("== context unshared")[-1].split("== ")[0]
     names = ("spill", "fill", "write_total", "read_total")
-    return {method: dict(zip(names, map(int, found), strict=True)) for method, found in zip(methods, _TRAFFIC.findall(text), strict=False)}
+    return {
+        method: dict(zip(names, map(int, found), strict=True))
+        for method, found in zip(methods, _TRAFFIC.findall(text), strict=False)
+    }

@@ -19,13 +19,10 @@ from exporter.decoder.cache import LayerCache
 from exporter.decoder.rotary import attention_factor
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
 from exporter.decoder.weights import DecoderWeights
-from exporter.quantize.kv_codec import ChannelConstants, KvFormat, LayerKvConstants
+from exporter.quantize.formats import KvFormat
+from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
+from exporter.targets.executorch.qnn.blocks import kernel_columns
 from exporter.targets.executorch.qnn.graph import Constant, Encoding, HtpGraph, Kernel, Role, Storage, Value
-
-SMALLEST_BLOCK = 16
-"""Block-quantized convolutions with blocks of 4 channels compile and compute wrong numbers; 16, 32 and 64 are exact."""
-
-MASK_ENCODING_NAME = "mask"
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,9 @@ class QnnOps:
 
     def linear(self, value: Value, matrix: str, bias: bool) -> Value:
         quantized = self.weights.quantized(matrix)
-        value = self._pad_channels(value, quantized.in_features, kernel_columns(quantized.in_features, quantized.format.group_size))
+        value = self._pad_channels(
+            value, quantized.in_features, kernel_columns(quantized.in_features, quantized.format.group_size)
+        )
         result = self._inner(matrix, (*value.shape[:-1], quantized.out_features))
         self.graph.add("Conv2d", result, value, Kernel(f"{matrix}_weight", quantized))
         if not bias:
@@ -82,7 +81,9 @@ class QnnOps:
 
     def rms_norm(self, value: Value, gain: str, norm: NormSpec) -> Value:
         result = self._inner(gain, value.shape)
-        return self.graph.add("RmsNorm", result, value, Constant(f"{gain}_gain", self.weights.dense(gain)), epsilon=norm.eps)
+        return self.graph.add(
+            "RmsNorm", result, value, Constant(f"{gain}_gain", self.weights.dense(gain)), epsilon=norm.eps
+        )
 
     def split_heads(self, value: Value, heads: int) -> Value:
         return self._reshape(value, (1, self.chunk, heads, value.shape[-1] // heads))
@@ -92,14 +93,24 @@ class QnnOps:
         first, second = self._slice(value, 3, 0, half), self._slice(value, 3, half, 2 * half)
         cosine, sine = self._cosine, self._sine
         name, shape = value.name, first.shape
-        turned_first = self._binary("ElementWiseSubtract", f"{name}_turned_first", shape, *(
-            self._binary("ElementWiseMultiply", f"{name}_first_cosine", shape, first, cosine),
-            self._binary("ElementWiseMultiply", f"{name}_second_sine", shape, second, sine),
-        ))
-        turned_second = self._binary("ElementWiseAdd", f"{name}_turned_second", shape, *(
-            self._binary("ElementWiseMultiply", f"{name}_second_cosine", shape, second, cosine),
-            self._binary("ElementWiseMultiply", f"{name}_first_sine", shape, first, sine),
-        ))
+        turned_first = self._binary(
+            "ElementWiseSubtract",
+            f"{name}_turned_first",
+            shape,
+            *(
+                self._binary("ElementWiseMultiply", f"{name}_first_cosine", shape, first, cosine),
+                self._binary("ElementWiseMultiply", f"{name}_second_sine", shape, second, sine),
+            ),
+        )
+        turned_second = self._binary(
+            "ElementWiseAdd",
+            f"{name}_turned_second",
+            shape,
+            *(
+                self._binary("ElementWiseMultiply", f"{name}_second_cosine", shape, second, cosine),
+                self._binary("ElementWiseMultiply", f"{name}_first_sine", shape, first, sine),
+            ),
+        )
         parts = [turned_first, turned_second]
         if 2 * half < width:
             parts.append(self._slice(value, 3, 2 * half, width))
@@ -113,17 +124,32 @@ class QnnOps:
         cached_values = self._cache_input(f"{prefix}.values", constants.value, heads, (slots, head_dim))
         new_keys = self._cache_output(f"{prefix}.new_keys", constants.key, key, (0, 2, 3, 1))
         new_values = self._cache_output(f"{prefix}.new_values", constants.value, value, (0, 2, 1, 3))
-        folded = self._reshape(self._transpose(self._balanced(query, constants.key, attention), (0, 2, 1, 3)),
-                               (1, heads, rows, head_dim))
-        scores = self._concat(f"{prefix}.scores", [
-            self._matmul(f"{prefix}.cache_scores", folded, cached_keys, slots),
-            self._matmul(f"{prefix}.chunk_scores", folded, new_keys, self.chunk),
-        ], 3)
+        folded = self._reshape(
+            self._transpose(self._balanced(query, constants.key, attention), (0, 2, 1, 3)), (1, heads, rows, head_dim)
+        )
+        scores = self._concat(
+            f"{prefix}.scores",
+            [
+                self._matmul(f"{prefix}.cache_scores", folded, cached_keys, slots),
+                self._matmul(f"{prefix}.chunk_scores", folded, new_keys, self.chunk),
+            ],
+            3,
+        )
         probabilities = self._masked_softmax(prefix, attention, scores, MaskKind.of(self.layout[layer]))
-        mixed = self._binary("ElementWiseAdd", f"{prefix}.mixed", (1, heads, rows, head_dim), *(
-            self._matmul(f"{prefix}.cache_mixed", self._slice(probabilities, 3, 0, slots), cached_values, head_dim),
-            self._matmul(f"{prefix}.chunk_mixed", self._slice(probabilities, 3, slots, slots + self.chunk), new_values, head_dim),
-        ))
+        mixed = self._binary(
+            "ElementWiseAdd",
+            f"{prefix}.mixed",
+            (1, heads, rows, head_dim),
+            *(
+                self._matmul(f"{prefix}.cache_mixed", self._slice(probabilities, 3, 0, slots), cached_values, head_dim),
+                self._matmul(
+                    f"{prefix}.chunk_mixed",
+                    self._slice(probabilities, 3, slots, slots + self.chunk),
+                    new_values,
+                    head_dim,
+                ),
+            ),
+        )
         by_head = self._reshape(mixed, (1, attention.query_heads, self.chunk, head_dim))
         restored = self._restored(self._transpose(by_head, (0, 2, 1, 3)), constants.value, attention)
         return self._reshape(restored, (1, 1, self.chunk, attention.query_heads * head_dim))
@@ -144,13 +170,17 @@ class QnnOps:
 
     def logits(self, value: Value, table: str) -> Value:
         quantized = self.weights.quantized(table)
-        value = self._pad_channels(value, quantized.in_features, kernel_columns(quantized.in_features, quantized.format.group_size))
+        value = self._pad_channels(
+            value, quantized.in_features, kernel_columns(quantized.in_features, quantized.format.group_size)
+        )
         result = Value("logits", (1, 1, self.chunk, quantized.out_features), Role.OUTPUT)
         return self.graph.add("Conv2d", result, value, Kernel(f"{table}_weight", quantized))
 
     def _declare_shared_inputs(self) -> None:
         self._hidden = self.graph.add_input(
-            Value("hidden", (1, 1, self.chunk, self.spec.hidden_size), Role.INPUT, Storage.UINT16, self._hidden_encoding)
+            Value(
+                "hidden", (1, 1, self.chunk, self.spec.hidden_size), Role.INPUT, Storage.UINT16, self._hidden_encoding
+            )
         )
         rotary = next((layer.attention.rotary for layer in self.spec.layers if layer.attention.rotary), None)
         if rotary is not None:
@@ -208,10 +238,14 @@ class QnnOps:
     def _restored(self, mixed: Value, constants: ChannelConstants, attention: AttentionSpec) -> Value:
         """mixed * balance + center on [1, S, H, Hd]."""
         if bool((constants.balance != 1).any()):
-            factor = Constant(f"{mixed.name}_unbalance", constants.balance.repeat_interleave(attention.group, 0)[None, None])
+            factor = Constant(
+                f"{mixed.name}_unbalance", constants.balance.repeat_interleave(attention.group, 0)[None, None]
+            )
             mixed = self._binary("ElementWiseMultiply", f"{mixed.name}_unbalanced", mixed.shape, mixed, factor)
         if bool((constants.center != 0).any()):
-            center = Constant(f"{mixed.name}_uncenter", constants.center.repeat_interleave(attention.group, 0)[None, None])
+            center = Constant(
+                f"{mixed.name}_uncenter", constants.center.repeat_interleave(attention.group, 0)[None, None]
+            )
             mixed = self._binary("ElementWiseAdd", f"{mixed.name}_uncentered", mixed.shape, mixed, center)
         return mixed
 
@@ -268,18 +302,6 @@ class QnnOps:
         count = self._names.get(name, 0)
         self._names[name] = count + 1
         return Value(name if count == 0 else f"{name}_{count}", shape, fixed=fixed)
-
-
-def kernel_columns(in_features: int, group_size: int) -> int:
-    """Input channels of the convolution: padded with zeros when the remainder group leaves no common block of at least 16."""
-    if group_size >= in_features or kernel_block(in_features, group_size) >= SMALLEST_BLOCK:
-        return in_features
-    return math.ceil(in_features / group_size) * group_size
-
-
-def kernel_block(in_features: int, group_size: int) -> int:
-    """Largest block size that divides both the groups and the remainder group: remainder groups are exact in smaller blocks."""
-    return math.gcd(in_features, group_size)
 
 
 def cache_encoding(constants: ChannelConstants) -> Encoding:

@@ -71,7 +71,9 @@ def _execution_plan(method: DelegatedMethod, specs: list[CompileSpec]) -> Execut
     values = [EValue(_tensor(value, None)) for value in method.inputs]
     arena = 0
     for value in method.outputs:
-        values.append(EValue(_tensor(value, AllocationDetails(memory_id=1, memory_offset_low=arena, memory_offset_high=0))))
+        values.append(
+            EValue(_tensor(value, AllocationDetails(memory_id=1, memory_offset_low=arena, memory_offset_high=0)))
+        )
         size = math.prod(value.shape) * value.storage.bytes
         arena += math.ceil(size / _ALIGNMENT) * _ALIGNMENT
     count = len(method.inputs)

@@ -6,6 +6,7 @@ several gigabytes. The libraries must be loaded after torch, torchao and executo
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -67,9 +68,23 @@ def load_libraries() -> None:
 
 
 def chipset_names() -> list[str]:
-    """Every chipset that the installed ExecuTorch lists, or an empty list without ExecuTorch."""
-    if importlib.util.find_spec("executorch") is None:
-        return []
-    from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
+    """Every chipset that the installed ExecuTorch lists, or an empty list without ExecuTorch.
 
-    return [chipset.name for chipset in QcomChipset if chipset.name != "UNKNOWN_SM"]
+    Read from its source, because importing ExecuTorch takes seconds and a plan must not.
+    """
+    found = importlib.util.find_spec("executorch")
+    if found is None or not found.submodule_search_locations:
+        return []
+    for location in found.submodule_search_locations:
+        source = Path(location) / "backends/qualcomm/serialization/qc_schema.py"
+        if source.is_file():
+            return _enum_members(source, "QcomChipset")
+    return []
+
+
+def _enum_members(source: Path, name: str) -> list[str]:
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    chosen = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    assigned = [item for node in chosen for item in node.body if isinstance(item, ast.Assign | ast.AnnAssign)]
+    targets = [item.target if isinstance(item, ast.AnnAssign) else item.targets[0] for item in assigned]
+    return [target.id for target in targets if isinstance(target, ast.Name) and target.id != "UNKNOWN_SM"]

@@ -34,7 +34,9 @@ def load_methods(program: Path, signatures: list[DelegatedMethod]) -> dict[str, 
         loaded = Runtime.get().load_program(program, verification=Verification.Minimal)
         return {item.name: SimulatedMethod(loaded.load_method(item.name), item) for item in signatures}
     except RuntimeError as fault:
-        raise ToolchainMissing(f"the HTP simulator cannot load {program.name} ({fault})", "run: slm-export doctor") from None
+        raise ToolchainMissing(
+            f"the HTP simulator cannot load {program.name} ({fault})", "run: slm-export doctor"
+        ) from None
 
 
 def signatures_of(graphs: list[HtpGraph]) -> list[DelegatedMethod]:

@@ -6,14 +6,12 @@ from exporter.child import run_child
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import Activation, DecoderSpec
 from exporter.errors import ToolchainMissing
-from exporter.quantize.int4 import ScaleFormat
-from exporter.quantize.kv_codec import KvFormat, KvScaling
-from exporter.quantize.quantizer import WeightSettings
+from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSettings
 from exporter.recipe import Recipe
 from exporter.registry import did_you_mean
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Refusal, TiedStorage
 from exporter.targets.executorch.qnn import sdk
-from exporter.targets.executorch.qnn.ops import SMALLEST_BLOCK, kernel_block, kernel_columns
+from exporter.targets.executorch.qnn.blocks import SMALLEST_BLOCK, kernel_block, kernel_columns
 
 LOWER_TIME_LIMIT_S = 3600.0
 
@@ -94,7 +92,11 @@ def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
     found = []
     chipsets = sdk.chipset_names()
     if chipsets and recipe.target.soc not in chipsets:
-        found.append(Refusal(f"target.soc {recipe.target.soc!r} is unknown to ExecuTorch", did_you_mean(recipe.target.soc, chipsets)))
+        found.append(
+            Refusal(
+                f"target.soc {recipe.target.soc!r} is unknown to ExecuTorch", did_you_mean(recipe.target.soc, chipsets)
+            )
+        )
     if recipe.weights.scale_format is not ScaleFormat.LPBQ:
         found.append(
             Refusal(
@@ -117,11 +119,17 @@ def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
 def _spec_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     found = []
     if any(layer.feed_forward.activation is Activation.GELU_TANH for layer in spec.layers):
-        found.append(Refusal("the HTP has the exact GELU only, the model uses its tanh approximation", "target.kind=onnx"))
+        found.append(
+            Refusal("the HTP has the exact GELU only, the model uses its tanh approximation", "target.kind=onnx")
+        )
     if len({layer.attention.rotary for layer in spec.layers}) > 1:
-        found.append(Refusal("layers with different rotary settings are not supported by this target yet", "target.kind=onnx"))
+        found.append(
+            Refusal("layers with different rotary settings are not supported by this target yet", "target.kind=onnx")
+        )
     if any(layer.attention.rotary is None for layer in spec.layers):
-        found.append(Refusal("layers without rotary embedding are not supported by this target yet", "target.kind=onnx"))
+        found.append(
+            Refusal("layers without rotary embedding are not supported by this target yet", "target.kind=onnx")
+        )
     odd = [layer.attention.head_dim for layer in spec.layers if layer.attention.head_dim % 2]
     if odd and recipe.kv_cache.bits == 4:
         found.append(Refusal(f"INT4 KV packs channel pairs, head_dim {odd[0]} is odd", "kv_cache.bits=8"))
@@ -129,7 +137,12 @@ def _spec_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     for name, columns in _matrix_columns(spec).items():
         padded = kernel_columns(columns, group)
         if group < columns and kernel_block(padded, group) < SMALLEST_BLOCK:
-            found.append(Refusal(f"{name}: groups of {group} leave blocks below {SMALLEST_BLOCK} in {columns} channels", "weights.group_size=32"))
+            found.append(
+                Refusal(
+                    f"{name}: groups of {group} leave blocks below {SMALLEST_BLOCK} in {columns} channels",
+                    "weights.group_size=32",
+                )
+            )
     return found
 
 

@@ -1,0 +1,97 @@
+"""Formats of weights and caches as plain data, free of torch: what `plan` computes with and what quantizers obey."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from exporter.decoder.spec import HEAD, DecoderSpec
+
+
+class ScaleFormat(str, Enum):
+    """How a group's scale is stored."""
+
+    FP16 = "fp16"
+    BF16 = "bf16"
+    LPBQ = "lpbq"
+
+
+class RoundingMethod(str, Enum):
+    """How codes are chosen."""
+
+    RTN = "rtn"
+    SEARCH = "search"
+    GPTQ = "gptq"
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """Bits, grouping and scale format of one quantized matrix."""
+
+    bits: int
+    group_size: int
+    scale_format: ScaleFormat
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        return (-8, 7) if self.bits == 4 else (-127, 127)
+
+    def group_count(self, in_features: int) -> int:
+        return math.ceil(in_features / self.group_size)
+
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of codes and scales for a [rows, columns] matrix."""
+        codes = rows * (math.ceil(columns / 2) if self.bits == 4 else columns)
+        groups = rows * self.group_count(columns)
+        if self.scale_format is ScaleFormat.LPBQ:
+            return codes + groups + 4 * rows
+        return codes + 2 * groups
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """How weights are quantized: part of the recipe, the same for every target of a run."""
+
+    method: RoundingMethod = RoundingMethod.GPTQ
+    group_size: int = 32
+    scale_format: ScaleFormat = ScaleFormat.LPBQ
+    embedding_bits: int = 4
+    head_bits: int = 4
+    damping: float = 0.01
+
+    def matrix_format(self) -> WeightFormat:
+        return WeightFormat(4, self.group_size, self.scale_format)
+
+    def table_format(self, name: str, spec: DecoderSpec) -> WeightFormat:
+        """INT8 tables have one scale per row."""
+        bits = self.head_bits if name == HEAD else self.embedding_bits
+        if bits == 8:
+            scale_format = ScaleFormat.FP16 if self.scale_format is ScaleFormat.LPBQ else self.scale_format
+            return WeightFormat(8, spec.hidden_size, scale_format)
+        return self.matrix_format()
+
+
+class KvScaling(str, Enum):
+    """Where the scale of a cached vector comes from."""
+
+    NONE = "none"
+    PER_TOKEN = "per_token"
+    STATIC = "static"
+
+
+@dataclass(frozen=True)
+class KvFormat:
+    """Bits and scaling of a cache. `bits` 16 or 32 store floats, 8 and 4 store packed codes."""
+
+    bits: int
+    scaling: KvScaling
+    zero_point: bool = False
+    rotation: bool = False
+
+    def vector_bytes(self, head_dim: int) -> int:
+        """Bytes of one cached vector of one head, scales included."""
+        codes = math.ceil(head_dim * self.bits / 8)
+        if self.scaling is KvScaling.PER_TOKEN:
+            return codes + (4 if self.zero_point else 2)
+        return codes
