@@ -15,9 +15,9 @@ import torch
 
 from exporter.checkpoint.checkpoint import COMPANION_FILES, Checkpoint, file_sha256, open_checkpoint
 from exporter.checkpoint.text import TextCodec, read_text
-from exporter.decoder.cache import CacheSettings, cache_layout
-from exporter.decoder.forward import decode_chunk
-from exporter.decoder.torch_ops import Hooks, TorchOps
+from exporter.decoder.forward import decode_hidden
+from exporter.decoder.sequence_ops import SequenceOps
+from exporter.decoder.torch_ops import Hooks
 from exporter.errors import UsageError
 from exporter.folder import OutputFolder
 from exporter.manifest import REPORT_FILE, check_integrity, read_manifest, tool_versions, write_manifest
@@ -200,17 +200,10 @@ def _quantize(
             stage.note = f"{settings.method.value}, groups of {settings.group_size}"
         with display.stage("calibrate") as stage:
             calibrator = KvCalibrator(checkpoint.spec)
-            length = recipe.calibration.window
-            ops = TorchOps(
-                checkpoint.spec,
-                weights,
-                cache_layout(checkpoint.spec, CacheSettings(length, length)),
-                hooks=Hooks(attention=calibrator.observe),
-            )
+            ops = SequenceOps(weights, recipe.calibration.window, Hooks(attention=calibrator.observe))
             windows = _activation_windows(recipe, texts)
             for done, window in enumerate(windows):
-                ops.reset()
-                decode_chunk(ops, checkpoint.spec, torch.tensor(window))
+                decode_hidden(ops, checkpoint.spec, torch.tensor(window))
                 stage.advance((done + 1) / len(windows))
             settings_of_cache = cache_settings(checkpoint.spec, recipe)
             decoder = QuantizedDecoder(

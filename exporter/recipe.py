@@ -60,6 +60,8 @@ class KvCacheSection(Section):
 
     bits: Literal[4, 8, 16] = 8
     """Bits per cached value."""
+    per_channel: bool = True
+    """Static codecs (NPU): map every channel's own range onto the codes instead of the layer's."""
     zero_point: bool = False
     """Per-token codecs: store a zero point beside the scale."""
     rotation: bool = False

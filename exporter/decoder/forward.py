@@ -8,10 +8,15 @@ from exporter.decoder.spec import EMBEDDING, FINAL_NORM, DecoderSpec, FeedForwar
 
 def decode_chunk(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tensor:
     """One chunk of S tokens at the position that `ops` stands at: token ids [S] -> logits [S, V]."""
+    return decode_head(ops, spec, decode_hidden(ops, spec, token_ids))
+
+
+def decode_hidden(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tensor:
+    """The chunk's hidden states before the final norm: token ids [S] -> [S, D]."""
     hidden = ops.embedding(token_ids, EMBEDDING)
     for index in range(len(spec.layers)):
         hidden = decode_layer(ops, spec, index, hidden)
-    return decode_head(ops, spec, hidden)
+    return hidden
 
 
 def decode_layer(ops: Ops[Tensor], spec: DecoderSpec, index: int, hidden: Tensor) -> Tensor:

@@ -30,6 +30,27 @@ class Hooks:
     attention: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
 
 
+def normalize(value: torch.Tensor, gain: torch.Tensor, norm: NormSpec) -> torch.Tensor:
+    """Root-mean-square normalization over the last axis."""
+    return value * torch.rsqrt(value.square().mean(-1, keepdim=True) + norm.eps) * gain
+
+
+def rotate(value: torch.Tensor, rotary: RotarySpec, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotates the leading channels of [..., Hd] by tables that broadcast to [..., dimensions / 2]."""
+    rotated, passed = value[..., : rotary.dimensions], value[..., rotary.dimensions :]
+    first, second = rotated.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, passed), dim=-1)
+
+
+def activate(value: torch.Tensor, kind: Activation) -> torch.Tensor:
+    """The feed-forward non-linearity."""
+    if kind is Activation.SILU:
+        return torch.nn.functional.silu(value)
+    if kind is Activation.RELU:
+        return torch.relu(value)
+    return torch.nn.functional.gelu(value, approximate="tanh" if kind is Activation.GELU_TANH else "none")
+
+
 class TorchLayerCache:
     """Stored keys and values of one layer: `slots` rows of encoded vectors."""
 
@@ -103,8 +124,7 @@ class TorchOps:
         return torch.nn.functional.linear(value, self.weights.dense(matrix), offset)
 
     def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
-        scaled = value * torch.rsqrt(value.square().mean(-1, keepdim=True) + norm.eps)
-        return scaled * self.weights.dense(gain)
+        return normalize(value, self.weights.dense(gain), norm)
 
     def split_heads(self, value: torch.Tensor, heads: int) -> torch.Tensor:
         return value.unflatten(-1, (heads, -1))
@@ -112,9 +132,7 @@ class TorchOps:
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
         positions = torch.arange(self._chunk_start, self._chunk_start + self._chunk_length)
         cosine, sine = (table[:, None, :] for table in cosine_sine(rotary, positions))
-        rotated, passed = value[..., : rotary.dimensions], value[..., rotary.dimensions :]
-        first, second = rotated.chunk(2, dim=-1)
-        return torch.cat((first * cosine - second * sine, second * cosine + first * sine, passed), dim=-1)
+        return rotate(value, rotary, cosine, sine)
 
     def attention(
         self, layer: int, attention: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -133,11 +151,7 @@ class TorchOps:
         return mixed.flatten(1)
 
     def activation(self, value: torch.Tensor, kind: Activation) -> torch.Tensor:
-        if kind is Activation.SILU:
-            return torch.nn.functional.silu(value)
-        if kind is Activation.RELU:
-            return torch.relu(value)
-        return torch.nn.functional.gelu(value, approximate="tanh" if kind is Activation.GELU_TANH else "none")
+        return activate(value, kind)
 
     def multiply(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return left * right

@@ -78,7 +78,7 @@ class KvCalibrator:
     def _layer(self, index: int, kv_format: KvFormat) -> LayerKvConstants:
         queries, keys, values = self.queries[index], self.keys[index], self.values[index]
         if kv_format.scaling is KvScaling.STATIC:
-            per_channel = kv_format.bits < 8
+            per_channel = kv_format.per_channel
             return LayerKvConstants(
                 _static(keys, kv_format.bits, per_channel), _static(values, kv_format.bits, per_channel)
             )

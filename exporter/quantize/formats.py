@@ -82,12 +82,16 @@ class KvScaling(str, Enum):
 
 @dataclass(frozen=True)
 class KvFormat:
-    """Bits and scaling of a cache. `bits` 16 or 32 store floats, 8 and 4 store packed codes."""
+    """Bits and scaling of a cache. `bits` 16 or 32 store floats, 8 and 4 store packed codes.
+
+    `per_channel` concerns static scales: every channel's own range is mapped onto the codes, instead of the layer's.
+    """
 
     bits: int
     scaling: KvScaling
     zero_point: bool = False
     rotation: bool = False
+    per_channel: bool = False
 
     def vector_bytes(self, head_dim: int) -> int:
         """Bytes of one cached vector of one head, scales included."""

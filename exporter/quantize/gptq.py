@@ -1,30 +1,19 @@
 """GPTQ (arXiv 2210.17323): rounds column by column and pushes each column's error onto the columns not yet rounded, in the
-metric of the layer's own inputs. CPU implementation with lazy block updates; scales are searched per group when the group is
-reached, so they see the weights as already corrected.
+metric of the layer's own inputs. Scales are searched per group when the group is reached, so they see the weights as already
+corrected. CPU implementation: columns are worked off in blocks that fit the cache, the rest of the matrix follows by matrix
+products.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from exporter.quantize.formats import WeightFormat
 from exporter.quantize.int4 import QuantizedMatrix, ScaleChooser
 
-UPDATE_BLOCK = 128
-"""Columns between two updates of the rest of the matrix: large enough for matrix products, small enough for the cache."""
-
-
-class InputCovariance:
-    """Sum of x x^T over calibration tokens: the Hessian of a linear layer's squared output error, up to a factor."""
-
-    def __init__(self, in_features: int) -> None:
-        self.matrix = torch.zeros(in_features, in_features)
-        self.tokens = 0
-
-    def add(self, inputs: torch.Tensor) -> None:
-        """float32 [S, in]."""
-        self.matrix.addmm_(inputs.T, inputs)
-        self.tokens += inputs.shape[0]
+UPDATE_BLOCK = 32
+"""Columns between two updates of the rest of the matrix."""
 
 
 def quantize_gptq(
@@ -32,51 +21,72 @@ def quantize_gptq(
 ) -> QuantizedMatrix:
     """Quantizes float32 [out, in] given the inputs' covariance [in, in].
 
-    `damping` is a fraction of the mean diagonal, added so that the factorization exists for rarely used channels.
+    `damping` is a fraction of the mean diagonal, added so that the factorization exists for rarely used channels. Matrices that
+    share their input may be passed stacked: rows do not influence one another.
     """
-    diagonal = covariance.diagonal()
-    factor = _inverse_factor(covariance, damping)
-    chooser = ScaleChooser(weight, weight_format, search=True)
-    remaining = weight.clone()
-    columns = weight.shape[1]
-    group_size = min(weight_format.group_size, columns)
-    codes = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(weight.shape[0], weight_format.group_count(columns))
-    low, high = weight_format.code_range
-    for start in range(0, columns, UPDATE_BLOCK):
-        stop = min(start + UPDATE_BLOCK, columns)
-        errors = torch.empty(stop - start, weight.shape[0])
-        block = remaining[:, start:stop].T.contiguous()
-        block_factor = factor[start:stop, start:stop]
+    return _ColumnRounder(weight, covariance, weight_format, damping).run()
+
+
+class _ColumnRounder:
+    """State of one run. `columns` holds the weight transposed, so that a column is contiguous."""
+
+    def __init__(
+        self, weight: torch.Tensor, covariance: torch.Tensor, weight_format: WeightFormat, damping: float
+    ) -> None:
+        self.chooser = ScaleChooser(weight, weight_format, search=True)
+        self.importance = covariance.diagonal()
+        self.factor = inverse_factor(covariance, damping)
+        self.columns = weight.T.contiguous()
+        self.group_size = min(weight_format.group_size, weight.shape[1])
+        self.low, self.high = (np.float32(bound) for bound in weight_format.code_range)
+        self.codes = torch.empty(self.columns.shape, dtype=torch.int8)
+        self.scales = torch.empty(weight_format.group_count(weight.shape[1]), weight.shape[0])
+
+    def run(self) -> QuantizedMatrix:
+        count = self.columns.shape[0]
+        for start in range(0, count, UPDATE_BLOCK):
+            stop = min(start + UPDATE_BLOCK, count)
+            errors = self._round_block(start, stop)
+            self.columns[stop:].addmm_(self.factor[start:stop, stop:].T, errors, alpha=-1)
+        return self.chooser.build(self.codes.T.contiguous(), self.scales.T.contiguous())
+
+    def _round_block(self, start: int, stop: int) -> torch.Tensor:
+        """Rounds columns [start, stop) and returns their scaled errors, float32 [columns, out]."""
+        block, codes = self.columns[start:stop].numpy(), self.codes[start:stop].numpy()
+        factor = np.ascontiguousarray(self.factor[start:stop, start:stop].numpy())
+        errors = np.empty_like(block)
         for offset in range(stop - start):
             column = start + offset
-            if column % group_size == 0:
-                group = _group_values(remaining, block, start, stop, column, group_size)
-                scale = chooser.choose(group, diagonal[column : column + group.shape[1]])
-                scales[:, column // group_size] = scale
-            value = block[offset]
-            code = torch.round(value / scale).clamp_(low, high)
-            codes[:, column] = code.to(torch.int8)
-            error = (value - code * scale) / block_factor[offset, offset]
-            errors[offset] = error
-            block[offset + 1 :].addr_(block_factor[offset, offset + 1 :], error, alpha=-1)
-        remaining[:, stop:].addmm_(errors.T, factor[start:stop, stop:], alpha=-1)
-    return chooser.build(codes, scales)
+            if column % self.group_size == 0:
+                self._choose_scale(column)
+            scale = self.scales[column // self.group_size].numpy()
+            code = np.rint(block[offset] / scale)
+            np.clip(code, self.low, self.high, out=code)
+            codes[offset] = code
+            np.subtract(block[offset], code * scale, out=errors[offset])
+            errors[offset] /= factor[offset, offset]
+            rest = block[offset + 1 :]
+            rest -= factor[offset, offset + 1 :, None] * errors[offset]
+        return torch.from_numpy(errors)
+
+    def _choose_scale(self, column: int) -> None:
+        """Groups no wider than the update block see every correction; wider ones miss those of the current block's later
+        columns, which have not happened yet either."""
+        group = self.columns[column : column + self.group_size]
+        importance = self.importance[column : column + self.group_size]
+        self.scales[column // self.group_size] = self.chooser.choose(group.T.contiguous(), importance)
 
 
-def _group_values(
-    remaining: torch.Tensor, block: torch.Tensor, start: int, stop: int, column: int, group_size: int
-) -> torch.Tensor:
-    """Current values of the group that begins at `column`; columns past the block carry all updates but this block's."""
-    inside = block[column - start : min(column + group_size, stop) - start].T
-    beyond = remaining[:, stop : column + group_size]
-    return torch.cat((inside, beyond), dim=1) if beyond.shape[1] else inside
+def inverse_factor(covariance: torch.Tensor, damping: float) -> torch.Tensor:
+    """Upper triangular U with U^T U = (covariance + damping)^-1, float32, computed in double precision.
 
-
-def _inverse_factor(covariance: torch.Tensor, damping: float) -> torch.Tensor:
-    """Upper Cholesky factor of the damped inverse, in double precision because covariances are badly conditioned."""
+    Cholesky of the matrix reversed in both axes gives covariance = R R^T with R upper triangular, and U is its inverse: half the
+    work of inverting first, and better conditioned.
+    """
     damped = covariance.double()
     mean = damped.diagonal().mean().clamp_min(1e-12)
-    damped = damped + torch.eye(damped.shape[0], dtype=torch.float64) * (damping * mean)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    damped.diagonal().add_(damping * mean)
+    reversed_factor = torch.linalg.cholesky(damped.flip(0, 1))
+    upper = reversed_factor.flip(0, 1)
+    identity = torch.eye(upper.shape[0], dtype=torch.float64)
+    return torch.linalg.solve_triangular(upper, identity, upper=True).float()

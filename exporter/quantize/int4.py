@@ -16,6 +16,9 @@ from exporter.quantize.formats import ScaleFormat, WeightFormat
 LPBQ_STEPS = 16
 """Block scales of the HTP are an integer 1..16 times the channel scale (low-power block quantization)."""
 
+LPBQ_SEARCH_OFFSETS = torch.arange(0.0, -7.0, -1.0)
+"""Block multipliers tried below the one that clips nothing: clipping more than that has never paid."""
+
 LPBQ_SIGNIFICANT_BITS = 7
 """Channel scales keep 7 significant bits, so that channel scale times 1..16 is exact in fp16's 11."""
 
@@ -115,26 +118,20 @@ class ScaleChooser:
         candidates = self._candidates(group)
         if candidates.shape[0] == 1:
             return candidates[0]
-        best_scale, best_error = candidates[0], torch.full((group.shape[0],), torch.inf)
-        for scale in candidates:
-            difference = round_to_codes(group, scale[:, None], self.format.code_range).mul_(scale[:, None]).sub_(group)
-            difference.square_()
-            error = difference.sum(1) if importance is None else difference @ importance
-            better = error < best_error
-            best_scale = torch.where(better, scale, best_scale)
-            best_error = torch.where(better, error, best_error)
-        return best_scale
+        scales = candidates[:, :, None]
+        low, high = self.format.code_range
+        error = torch.div(group[None], scales).round_().clamp_(low, high).mul_(scales).sub_(group[None]).square_()
+        total = error.sum(2) if importance is None else error @ importance
+        return candidates.gather(0, total.argmin(0, keepdim=True))[0]
 
     def _candidates(self, group: torch.Tensor) -> torch.Tensor:
         """[candidates, out], all representable in the format."""
         largest = group.abs().amax(dim=1)
         top = self.format.code_range[1]
         if self.channel_scales is not None:
-            if self.search:
-                steps = torch.arange(1, LPBQ_STEPS + 1, dtype=torch.float32)
-                return steps[:, None] * self.channel_scales[None, :]
-            multiplier = torch.ceil(largest / top / self.channel_scales - 1e-4).clamp_(1, LPBQ_STEPS)
-            return (multiplier * self.channel_scales)[None]
+            widest = torch.ceil(largest / top / self.channel_scales - 1e-4)
+            offsets = LPBQ_SEARCH_OFFSETS if self.search else torch.zeros(1)
+            return (widest[None] + offsets[:, None]).clamp_(1, LPBQ_STEPS) * self.channel_scales[None]
         if not self.search:
             return round_scale(largest / (top + 0.5 if self.format.bits == 4 else top), self.format.scale_format)[None]
         divisors = torch.linspace(0.85 * top, 1.45 * top, 28)
@@ -163,3 +160,18 @@ def quantize_nearest(
         scales[:, index] = scale
         codes[:, columns] = round_to_codes(group, scale[:, None], weight_format.code_range).to(torch.int8)
     return chooser.build(codes, scales)
+
+
+def split_rows(matrix: QuantizedMatrix, rows: list[int]) -> list[QuantizedMatrix]:
+    """Undoes stacking: consecutive blocks of rows as matrices of their own."""
+
+    def parts(tensor: torch.Tensor | None) -> list[torch.Tensor | None]:
+        return [None] * len(rows) if tensor is None else [piece.clone() for piece in tensor.split(rows)]
+
+    pieces = zip(
+        matrix.packed.split(rows), matrix.scales.split(rows), parts(matrix.channel_scales), parts(matrix.multipliers)
+    )
+    return [
+        QuantizedMatrix(packed.clone(), scales.clone(), matrix.in_features, matrix.format, channel, multipliers)
+        for packed, scales, channel, multipliers in pieces
+    ]

@@ -20,7 +20,7 @@ from exporter.decoder.spec import DecoderSpec
 from exporter.decoder.torch_ops import TorchOps
 from exporter.decoder.weights import DecoderWeights
 from exporter.errors import CheckpointError
-from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightFormat
+from exporter.quantize.formats import KvFormat, ScaleFormat, WeightFormat
 from exporter.quantize.int4 import QuantizedMatrix
 from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 
@@ -114,12 +114,11 @@ def _assemble(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
             for side in ("key", "value")
         }
         constants.append(LayerKvConstants(sides["key"], sides["value"]))
-    kv_format = TypeAdapter(KvFormat).validate_python(description["kv_format"])
     return QuantizedDecoder(
         TypeAdapter(DecoderSpec).validate_python(description["spec"]),
         DecoderWeights(matrices, vectors),
         tuple(LayerCache(**layer) for layer in description["layout"]),
-        KvFormat(kv_format.bits, KvScaling(kv_format.scaling), kv_format.zero_point, kv_format.rotation),
+        TypeAdapter(KvFormat).validate_python(description["kv_format"]),
         tuple(constants),
         int(description["chunk"]),
         int(description["context"]),

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from exporter.decoder.cache import CacheSettings, cache_layout
 from exporter.decoder.forward import decode_layer
+from exporter.decoder.sequence_ops import SequenceOps
 from exporter.decoder.spec import (
     EMBEDDING,
     FINAL_NORM,
@@ -21,11 +21,11 @@ from exporter.decoder.spec import (
     head_name,
     layer_weights,
 )
-from exporter.decoder.torch_ops import Hooks, TorchOps
+from exporter.decoder.torch_ops import Hooks, normalize
 from exporter.decoder.weights import DecoderWeights, WeightStore
 from exporter.quantize.formats import RoundingMethod, WeightFormat, WeightSettings
-from exporter.quantize.gptq import InputCovariance, quantize_gptq
-from exporter.quantize.int4 import QuantizedMatrix, quantize_nearest
+from exporter.quantize.gptq import quantize_gptq
+from exporter.quantize.int4 import QuantizedMatrix, quantize_nearest, split_rows
 
 SHARED_INPUTS = {
     "attention.key": "attention.query",
@@ -81,54 +81,44 @@ class _LayerwiseQuantizer:
 
     def run(self, windows: Sequence[Sequence[int]], report: Report) -> DecoderWeights:
         table = self.source.dense(EMBEDDING)
-        hidden = [table[torch.tensor(window)] for window in windows]
+        hidden, length = table[torch.tensor(windows).flatten()], len(windows[0])
         for index in range(len(self.spec.layers)):
-            hidden = self._quantize_layer(index, hidden)
+            hidden = self._quantize_layer(index, hidden, length)
             report(index + 1, len(self.spec.layers))
         self.vectors[FINAL_NORM] = self.source.dense(FINAL_NORM)
         self._quantize_tables(table, hidden)
         return DecoderWeights(self.matrices, self.vectors)
 
-    def _quantize_layer(self, index: int, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
-        weights = layer_weights(self.spec, index)
+    def _quantize_layer(self, index: int, hidden: torch.Tensor, length: int) -> torch.Tensor:
+        """Quantizes one layer given its inputs [N * S, D]; returns its outputs with quantized weights."""
+        weights, prefix = layer_weights(self.spec, index), f"layers.{index}."
         dense = {weight.name: self.source.dense(weight.name) for weight in weights}
-        covariances: dict[str, InputCovariance] = {}
+        covariances: dict[str, torch.Tensor] = {}
 
         def observe(name: str, inputs: torch.Tensor) -> None:
-            if name.removeprefix(f"layers.{index}.") not in SHARED_INPUTS:
-                covariances.setdefault(name, InputCovariance(inputs.shape[-1])).add(inputs)
+            if name.removeprefix(prefix) not in SHARED_INPUTS:
+                covariances[name] = inputs.T @ inputs
 
-        self._propagate(index, hidden, dense, Hooks(linear_input=observe))
-        for weight in weights:
-            if weight.kind is WeightKind.VECTOR:
-                self.vectors[weight.name] = dense[weight.name]
-                continue
-            prefix, short = f"layers.{index}.", weight.name.removeprefix(f"layers.{index}.")
-            covariance = covariances[prefix + SHARED_INPUTS.get(short, short)]
-            matrix = self._quantize(dense[weight.name], covariance, self.settings.matrix_format())
-            self.matrices[weight.name] = matrix
-            dense[weight.name] = matrix.dequantize()
-        return self._propagate(index, hidden, dense, Hooks())
+        store = DecoderWeights({}, dense)
+        decode_layer(SequenceOps(store, length, Hooks(linear_input=observe)), self.spec, index, hidden)
+        self.vectors.update({weight.name: dense[weight.name] for weight in weights if weight.kind is WeightKind.VECTOR})
+        for leader, covariance in covariances.items():
+            shared = [prefix + name for name, other in SHARED_INPUTS.items() if prefix + other == leader]
+            for name, matrix in self._quantize_stacked([leader, *shared], dense, covariance).items():
+                self.matrices[name], dense[name] = matrix, matrix.dequantize()
+        return decode_layer(SequenceOps(store, length), self.spec, index, hidden)
 
-    def _propagate(
-        self, index: int, hidden: list[torch.Tensor], dense: dict[str, torch.Tensor], hooks: Hooks
-    ) -> list[torch.Tensor]:
-        length = max(rows.shape[0] for rows in hidden)
-        layout = cache_layout(self.spec, CacheSettings(length, length))
-        ops = TorchOps(self.spec, DecoderWeights({}, dense), layout, hooks=hooks)
-        outputs = []
-        for rows in hidden:
-            ops.reset()
-            ops.begin_chunk(0, rows.shape[0])
-            outputs.append(decode_layer(ops, self.spec, index, rows))
-        return outputs
+    def _quantize_stacked(
+        self, names: list[str], dense: dict[str, torch.Tensor], covariance: torch.Tensor
+    ) -> dict[str, QuantizedMatrix]:
+        """Matrices with a common input in one go."""
+        stacked = torch.cat([dense[name] for name in names])
+        matrix = self._quantize(stacked, covariance, self.settings.matrix_format())
+        return dict(zip(names, split_rows(matrix, [dense[name].shape[0] for name in names]), strict=True))
 
-    def _quantize_tables(self, table: torch.Tensor, hidden: list[torch.Tensor]) -> None:
-        layout = cache_layout(self.spec, CacheSettings(1, 1))
-        ops = TorchOps(self.spec, DecoderWeights({}, self.vectors), layout)
-        covariance = InputCovariance(self.spec.hidden_size)
-        for rows in hidden:
-            covariance.add(ops.rms_norm(rows, FINAL_NORM, self.spec.final_norm))
+    def _quantize_tables(self, table: torch.Tensor, hidden: torch.Tensor) -> None:
+        normed = normalize(hidden, self.vectors[FINAL_NORM], self.spec.final_norm)
+        covariance = normed.T @ normed
         for name in _tables(self.spec):
             values = table if name == EMBEDDING else self.source.dense(name)
             weight_format = self.settings.table_format(name, self.spec)
@@ -137,9 +127,7 @@ class _LayerwiseQuantizer:
             else:
                 self.matrices[name] = quantize_nearest(values, weight_format, search=True)
 
-    def _quantize(
-        self, values: torch.Tensor, covariance: InputCovariance, weight_format: WeightFormat
-    ) -> QuantizedMatrix:
+    def _quantize(self, values: torch.Tensor, covariance: torch.Tensor, weight_format: WeightFormat) -> QuantizedMatrix:
         if self.settings.method is RoundingMethod.GPTQ:
-            return quantize_gptq(values, covariance.matrix, weight_format, self.settings.damping)
-        return quantize_nearest(values, weight_format, search=True, importance=covariance.matrix.diagonal())
+            return quantize_gptq(values, covariance, weight_format, self.settings.damping)
+        return quantize_nearest(values, weight_format, search=True, importance=covariance.diagonal())

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from exporter.decoder.cache import CacheSettings, cache_layout
 from exporter.decoder.forward import decode_chunk, decode_head, decode_layer
+from exporter.decoder.sequence_ops import SequenceOps
 from exporter.decoder.spec import EMBEDDING, FINAL_NORM, DecoderSpec, head_name, layer_weights
 from exporter.decoder.torch_ops import TorchOps
 from exporter.decoder.weights import DecoderWeights, WeightStore
@@ -81,22 +81,15 @@ def perplexity(ops: TorchOps, spec: DecoderSpec, windows: Iterable[Sequence[int]
 
 def layerwise_perplexities(spec: DecoderSpec, source: WeightStore, windows: Sequence[Sequence[int]]) -> list[float]:
     """Summed negative log-likelihood of each window in full precision, with one layer's weights in memory at a time."""
-    table = source.dense(EMBEDDING)
-    hidden = [table[torch.tensor(window)] for window in windows]
-    length = max(len(window) for window in windows)
-    layout = cache_layout(spec, CacheSettings(length, length))
+    table, length = source.dense(EMBEDDING), len(windows[0])
+    hidden = table[torch.tensor(windows).flatten()]
     for index in range(len(spec.layers)):
         dense = {weight.name: source.dense(weight.name) for weight in layer_weights(spec, index)}
-        ops = TorchOps(spec, DecoderWeights({}, dense), layout)
-        for position, rows in enumerate(hidden):
-            ops.reset()
-            ops.begin_chunk(0, rows.shape[0])
-            hidden[position] = decode_layer(ops, spec, index, rows)
+        hidden = decode_layer(SequenceOps(DecoderWeights({}, dense), length), spec, index, hidden)
     name = head_name(spec)
     dense = {FINAL_NORM: source.dense(FINAL_NORM), name: table if name == EMBEDDING else source.dense(name)}
-    ops = TorchOps(spec, DecoderWeights({}, dense), layout)
-    sums = []
-    for rows, window in zip(hidden, windows, strict=True):
+    ops, sums = SequenceOps(DecoderWeights({}, dense), length), []
+    for rows, window in zip(hidden.split(length), windows, strict=True):
         meter = PerplexityMeter()
         meter.add(decode_head(ops, spec, rows), window)
         sums.append(meter.negative_log_likelihood)

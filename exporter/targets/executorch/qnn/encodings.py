@@ -50,11 +50,13 @@ def choose_encodings(graph: HtpGraph, recorder: RangeRecorder) -> dict[str, Enco
     _limit_scores(graph, recorder, groups)
     encodings: dict[str, Encoding] = {}
     for members in groups.values():
+        members = [name for name in members if values[name].storage is not Storage.INT32]
+        if not members:
+            continue
         fixed = [values[name].fixed for name in members if values[name].fixed is not None]
         chosen = fixed[0] if fixed else _range_encoding(members, recorder)
         for name in members:
-            if values[name].storage is not Storage.INT32:
-                encodings[name] = values[name].fixed or chosen
+            encodings[name] = values[name].fixed or chosen
     for value in graph.inputs:
         if value.name.startswith("mask_"):
             encodings[value.name] = _mask_encoding(graph, encodings)

@@ -219,12 +219,12 @@ def _bytes(value: Any) -> int:
 def _announce(section: str) -> None:
     """Marks the log between the compiler's own lines, which C buffers."""
     ctypes.CDLL(None).fflush(None)
-    print(f"== {section}", flush=True)
+    print(f"@@ {section}", flush=True)
 
 
 def _ddr_traffic(log: Path, methods: list[str]) -> dict[str, dict[str, int]]:
     """The compiler's DDR summary of each method of the context without shared weights: bytes per call."""
-    text = log.read_text(encoding="utf-8", errors="replace").split("== context unshared")[-1].split("== ")[0]
+    text = log.read_text(encoding="utf-8", errors="replace").split("@@ context unshared")[-1].split("@@ ")[0]
     names = ("spill", "fill", "write_total", "read_total")
     return {
         method: dict(zip(names, map(int, found), strict=True))

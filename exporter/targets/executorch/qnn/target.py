@@ -24,7 +24,7 @@ class QnnTarget:
     driver = "exporter.targets.executorch.qnn.driver:open_driver"
 
     def kv_format(self, recipe: Recipe) -> KvFormat:
-        return KvFormat(recipe.kv_cache.bits, KvScaling.STATIC)
+        return KvFormat(recipe.kv_cache.bits, KvScaling.STATIC, per_channel=recipe.kv_cache.per_channel)
 
     def slot_multiple(self, recipe: Recipe) -> int:
         return 2 if recipe.kv_cache.bits == 4 else 1

@@ -1,0 +1,52 @@
+"""Random-weight checkpoints of well-known shapes: what an export costs does not depend on what the weights say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from exporter.checkpoint.config import Config
+from exporter.checkpoint.family import find_family
+from exporter.decoder.spec import WeightKind, decoder_weights
+from exporter.resources import example_folder
+
+SMOLLM2_135M = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+def write_random_checkpoint(config: dict, folder: Path, seed: int = 0) -> None:
+    """Writes config, bf16 weights with the variance of a trained model's, and the example's tokenizer."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    family = find_family(Config(config))
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for weight in decoder_weights(family.decoder_spec(Config(config))):
+        if weight.kind is WeightKind.VECTOR:
+            values = torch.ones(weight.shape)
+        else:
+            values = torch.randn(weight.shape, generator=generator) * weight.shape[-1] ** -0.5
+        tensors[family.tensor_name(weight.name)] = values.bfloat16()
+    save_file(tensors, folder / "model.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(example_folder() / "model" / name, folder / name)

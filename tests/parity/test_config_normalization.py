@@ -1,0 +1,129 @@
+"""The DecoderSpec agrees with optimum's normalized config, and absent fields mean what transformers makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from optimum.utils import NormalizedConfigManager
+from random_checkpoint import edit_config
+from transformers import AutoConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+
+from exporter.checkpoint.family import read_spec
+from exporter.errors import CheckpointError
+
+SHAPE = {
+    "vocab_size": 101,
+    "hidden_size": 96,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 8192,
+}
+"""No two fields are equal, so that one read for another cannot agree."""
+
+UNUSUAL = {
+    "hidden_act": "gelu",
+    "rms_norm_eps": 1e-3,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+}
+"""Optional fields with values other than their defaults."""
+
+WINDOWED = {"use_sliding_window": True, "sliding_window": 77, "max_window_layers": 1}
+
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE, **UNUSUAL, attention_bias=True, mlp_bias=True, head_dim=20),
+    "mistral": MistralConfig(**SHAPE, **UNUSUAL, sliding_window=77, head_dim=20),
+    "qwen2": Qwen2Config(**SHAPE, **UNUSUAL, **WINDOWED),
+    "qwen3": Qwen3Config(**SHAPE, **UNUSUAL, **WINDOWED, attention_bias=True, head_dim=20),
+}
+
+OPTIONAL = {
+    "llama": (*UNUSUAL, "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"),
+    "mistral": (*UNUSUAL, "num_key_value_heads", "head_dim", "sliding_window"),
+    "qwen2": (*UNUSUAL, *WINDOWED, "num_key_value_heads"),
+    "qwen3": (*UNUSUAL, *WINDOWED, "num_key_value_heads", "head_dim", "attention_bias"),
+}
+
+NULLABLE = [
+    ("llama", "num_key_value_heads"),
+    ("llama", "head_dim"),
+    ("llama", "rope_parameters"),
+    ("mistral", "head_dim"),
+    ("mistral", "sliding_window"),
+    ("qwen2", "num_key_value_heads"),
+    ("qwen2", "layer_types"),
+    ("qwen3", "num_key_value_heads"),
+    ("qwen3", "layer_types"),
+]
+
+
+def save_config(folder: Path, config: PreTrainedConfig) -> Path:
+    """Writes config.json without `layer_types`, which otherwise spells out what the other window fields mean."""
+    config.save_pretrained(folder)
+    edit_config(folder, ["layer_types"])
+    return folder
+
+
+def assert_agrees_with_optimum(folder: Path) -> None:
+    spec, config = read_spec(folder), AutoConfig.from_pretrained(folder)
+    normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+    assert spec.family == config.model_type
+    assert len(spec.layers) == normalized.num_layers
+    assert {layer.attention.query_heads for layer in spec.layers} == {normalized.num_attention_heads}
+    assert {layer.attention.kv_heads for layer in spec.layers} == {normalized.num_key_value_heads}
+    assert spec.hidden_size == normalized.hidden_size
+    assert spec.vocab_size == normalized.vocab_size
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_spec_agrees_with_optimum(tmp_path: Path, family: str) -> None:
+    assert len(set(SHAPE.values())) == len(SHAPE)
+    assert_agrees_with_optimum(save_config(tmp_path, CONFIGS[family]))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_heads_without_groups_agree_with_optimum(tmp_path: Path, family: str) -> None:
+    folder = save_config(tmp_path, CONFIGS[family])
+    edit_config(folder, num_key_value_heads=None)
+    assert_agrees_with_optimum(folder)
+    assert read_spec(folder).layers[0].attention.group == 1
+
+
+@pytest.mark.parametrize("name", ["qwen3-swa-5m-tinystories", "stories260K"])
+def test_trained_checkpoint_agrees_with_optimum(shared_models: Path, name: str) -> None:
+    assert_agrees_with_optimum(shared_models / name)
+
+
+def test_example_checkpoint_agrees_with_optimum(example_model: Path) -> None:
+    assert_agrees_with_optimum(example_model)
+
+
+def spelled_out(folder: Path) -> Path:
+    """A second folder, whose config.json transformers wrote after reading the first: every default is explicit."""
+    AutoConfig.from_pretrained(folder).save_pretrained(folder / "spelled_out")
+    return folder / "spelled_out"
+
+
+@pytest.mark.parametrize(("family", "field"), [(name, field) for name, fields in OPTIONAL.items() for field in fields])
+def test_absent_field_is_refused_or_takes_the_default_of_transformers(tmp_path: Path, family: str, field: str) -> None:
+    folder = save_config(tmp_path, CONFIGS[family])
+    complete = read_spec(folder)
+    assert field in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    edit_config(folder, [field])
+    try:
+        spec = read_spec(folder)
+    except CheckpointError:
+        return
+    assert spec == read_spec(spelled_out(folder))
+    assert spec != complete, "the default equals the value that was removed, so that the test shows nothing"
+
+
+@pytest.mark.parametrize(("family", "field"), NULLABLE)
+def test_null_field_means_what_transformers_makes_of_it(tmp_path: Path, family: str, field: str) -> None:
+    folder = save_config(tmp_path, CONFIGS[family])
+    edit_config(folder, **{field: None})
+    assert read_spec(folder) == read_spec(spelled_out(folder))
