@@ -1,7 +1,8 @@
 """Runs a function in a child process: whatever can crash or print from native code.
 
-The child's standard output and error go to a log file; results and events come back as JSON lines through a pipe of their own. A
-time limit, a crash and a raised SlmExportError all end as one error in the parent.
+The child's standard output and error go to a log file; results and events come back as JSON lines through a pipe of
+their own. A time limit, a crash and a raised SlmExportError all end as one error in the parent. The child leads a
+session of its own, so that what it started in turn is stopped with it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +39,33 @@ def run_child(
     Raises the child's own SlmExportError, or ChildFailed naming the log when it crashed or ran out of time.
     """
     result: dict[str, Any] | None = None
-    for event in stream_child(function, arguments, log, timeout_s):
-        if "result" in event:
-            result = event["result"]
-        elif on_event is not None:
-            on_event(event)
+    with closing(stream_child(function, arguments, log, timeout_s)) as events:
+        for event in events:
+            if "result" in event:
+                result = event["result"]
+            elif on_event is not None:
+                on_event(event)
     if result is None:
         raise ChildFailed(f"{function.split(':')[-1]} ended without a result", f"see {log}")
     return result
 
 
-def stream_child(function: str, arguments: dict[str, Any], log: Path, timeout_s: float) -> Iterator[dict[str, Any]]:
-    """Yields the child's events as they come; the last one holds `result`."""
+def stream_child(
+    function: str, arguments: dict[str, Any], log: Path, timeout_s: float
+) -> Generator[dict[str, Any], None, None]:
+    """Yields the child's events as they come; the last one holds `result`. Closing the stream kills the child."""
     log.parent.mkdir(parents=True, exist_ok=True)
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "exporter.child", function, str(write_end)]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(write_end,), env=_environment()
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            pass_fds=(write_end,),
+            env=_environment(),
+            start_new_session=True,
         )
     os.close(write_end)
     timed_out = threading.Event()
@@ -64,16 +75,14 @@ def stream_child(function: str, arguments: dict[str, Any], log: Path, timeout_s:
     try:
         with os.fdopen(read_end, encoding="utf-8") as pipe:
             _send_arguments(process, arguments)
-            for line in pipe:
-                event = json.loads(line)
+            for event in _whole_events(pipe):
                 if "error" in event:
                     raise _rebuild_error(event["error"], log)
                 yield event
         _check_exit(process, function, log, timeout_s, timed_out)
     finally:
         timer.cancel()
-        if process.poll() is None:
-            process.kill()
+        _kill_group(process)
         process.wait()
 
 
@@ -93,9 +102,23 @@ def _send_arguments(process: subprocess.Popen[bytes], arguments: dict[str, Any])
         pass  # the child died at once; its exit status is reported below
 
 
+def _whole_events(pipe: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in pipe:
+        if line.endswith("\n"):  # one that was cut off belongs to a crash, and the exit status tells that
+            yield json.loads(line)
+
+
 def _expire(process: subprocess.Popen[bytes], timed_out: threading.Event) -> None:
     timed_out.set()
-    process.kill()
+    _kill_group(process)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills the child and what it started: a survivor may hold the pipe open, on which the parent waits."""
+    if process.returncode is not None:
+        return  # it has ended and was waited for: its id may be another's by now
+    with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a process that nobody waited for
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _check_exit(
@@ -112,14 +135,18 @@ def _check_exit(
 
 
 def _rebuild_error(description: dict[str, str], log: Path) -> SlmExportError:
-    kind = getattr(errors, description["type"], None)
-    if isinstance(kind, type) and issubclass(kind, SlmExportError) and kind is not errors.RecipeError:
-        return kind(description["message"], description["next_step"])
-    return ChildFailed(description["message"], f"see {log}")
+    kind: type[SlmExportError] = getattr(errors, description["type"], ChildFailed)
+    message, next_step = description["message"], description["next_step"]
+    if kind is errors.RecipeError:
+        return errors.UsageError(message, next_step)  # of the same exit code, and the message lists every problem
+    if kind is ChildFailed:
+        return ChildFailed(message, next_step or f"see {log}")
+    return kind(message, next_step)
 
 
 def _main() -> int:
-    function, descriptor = sys.argv[1], int(sys.argv[2])
+    (module, name), descriptor = sys.argv[1].split(":"), int(sys.argv[2])
+    os.set_inheritable(descriptor, False)  # a program that we start must not keep the parent waiting for its end
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means, and kills us
     _die_with_parent()
     arguments = json.loads(sys.stdin.buffer.read())
@@ -130,16 +157,20 @@ def _main() -> int:
             pipe.flush()
 
         try:
-            module, name = function.split(":")
             emit({"result": getattr(importlib.import_module(module), name)(arguments, emit)})
         except SlmExportError as fault:
             emit({"error": {"type": type(fault).__name__, "message": fault.message, "next_step": fault.next_step}})
-        except Exception as fault:
+        except Exception as fault:  # noqa: BLE001  any bug of the function is the parent's to report
             traceback.print_exc()
-            emit({"error": {"type": "ChildFailed", "message": f"{function.split(':')[-1]}: {fault}", "next_step": ""}})
+            emit({"error": {"type": "ChildFailed", "message": f"{name}: {_first_line(fault)}", "next_step": ""}})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # native destructors of the Qualcomm libraries may crash at exit, after the result is safe
+
+
+def _first_line(fault: Exception) -> str:
+    """The log has the rest; an exception without a text is named by its class."""
+    return next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
 
 
 def _die_with_parent() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -180,13 +180,11 @@ def show_schema() -> None:
 def main() -> None:
     """Console entry point: maps every error to its exit code and one line on standard error."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer returns the code of typer.Exit, and turns Ctrl-C into one of 130
     except SlmExportError as fault:
         _fail(str(fault), fault.exit_code)
-    except (typer.Exit, SystemExit) as stop:
-        sys.exit(getattr(stop, "exit_code", getattr(stop, "code", 0)))
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; nothing was left in place", ExitCode.INTERRUPTED)
+        code = ExitCode.INTERRUPTED
     except OSError as fault:
         _fail(
             f"{fault.filename or 'file system'}: {fault.strerror}; free space or choose another --output",
@@ -196,9 +194,13 @@ def main() -> None:
         if type(fault).__module__.startswith(("click", "typer")) and hasattr(fault, "format_message"):
             _fail(f"{fault.format_message()}; see: slm-export --help", ExitCode.USAGE)
         raise
+    if code == ExitCode.INTERRUPTED:
+        _fail("interrupted; nothing was left in place", ExitCode.INTERRUPTED)
+    if code:
+        sys.exit(int(code))
 
 
-def _fail(message: str, code: ExitCode) -> None:
+def _fail(message: str, code: ExitCode) -> NoReturn:
     print(f"slm-export: error: {message}", file=sys.stderr)
     sys.exit(int(code))
 

@@ -46,8 +46,8 @@ class RecipeError(UsageError):
 
     def __init__(self, source: str, problems: list[str], next_step: str = "") -> None:
         self.problems = problems
-        text = problems[0] if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
-        super().__init__(f"{source}: {text}", next_step)
+        text = f" {problems[0]}" if len(problems) == 1 else "".join(f"\n  - {problem}" for problem in problems)
+        super().__init__(f"{source}:{text}", next_step)
 
 
 class CheckpointError(UsageError):

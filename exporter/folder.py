@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,13 +11,14 @@ from types import TracebackType
 
 from exporter.errors import UsageError
 
-_PREFIX, _SUFFIX = ".", ".partial"
+_PARTIAL, _RETIRED = ".partial", ".replaced"
 
 
 class OutputFolder:
     """Context manager: `with OutputFolder(out, force) as folder:` write into `folder`; on success it becomes `out`.
 
-    On any exception nothing is left. Leftovers of killed runs are removed by the next export to the same destination.
+    On any exception nothing is left. What killed runs left is put back or removed by the next export to the same
+    destination.
     """
 
     def __init__(self, destination: Path, force: bool) -> None:
@@ -25,12 +27,16 @@ class OutputFolder:
 
     def check(self) -> None:
         """Raises UsageError when the destination cannot be used; call it before any work."""
+        self._make_parent()
+        self._put_back()
         if self.destination.exists() and not self.force:
             raise UsageError(
                 f"output folder {self.destination} exists", "pass --force to replace it, or another --output"
             )
         if self.destination.exists() and not self.destination.is_dir():
             raise UsageError(f"{self.destination} is a file", "pass another --output")
+
+    def _make_parent(self) -> None:
         try:
             self.destination.parent.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
@@ -42,33 +48,44 @@ class OutputFolder:
 
     def __enter__(self) -> Path:
         self.check()
-        self._remove_leftovers()
-        parent = self.destination.parent
-        self.folder = Path(tempfile.mkdtemp(_SUFFIX, f"{_PREFIX}{self.destination.name}-{os.getpid()}-", parent))
+        for leftover in self._leftovers(_PARTIAL) + self._leftovers(_RETIRED):
+            shutil.rmtree(leftover, ignore_errors=True)
+        prefix = f".{self.destination.name}-{os.getpid()}-"
+        self.folder = Path(tempfile.mkdtemp(_PARTIAL, prefix, self.destination.parent))
         return self.folder
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self.folder is not None
-        if kind is not None:
+        retired = self.folder.with_suffix(_RETIRED)
+        try:
+            if kind is None:
+                self._publish(self.folder, retired)
+        finally:
+            if retired.exists() and not self.destination.exists():  # stopped between the two renames
+                retired.rename(self.destination)
             shutil.rmtree(self.folder, ignore_errors=True)
-            return
-        self.folder.chmod(0o755)
-        if self.destination.exists():
-            retired = self.folder.with_suffix(".replaced")
-            self.destination.rename(retired)
-            self.folder.rename(self.destination)
             shutil.rmtree(retired, ignore_errors=True)
-        else:
-            self.folder.rename(self.destination)
 
-    def _remove_leftovers(self) -> None:
-        """Partial folders of runs that were killed: their process is gone."""
-        for leftover in self.destination.parent.glob(f"{_PREFIX}{self.destination.name}-*{_SUFFIX}"):
-            owner = leftover.name.removeprefix(f"{_PREFIX}{self.destination.name}-").split("-")[0]
-            if owner.isdigit() and not _is_running(int(owner)):
-                shutil.rmtree(leftover, ignore_errors=True)
+    def _publish(self, folder: Path, retired: Path) -> None:
+        self.check()  # again: the work took minutes, and somebody else may have written here meanwhile
+        folder.chmod(0o755)
+        if self.destination.exists():
+            self.destination.rename(retired)
+        folder.rename(self.destination)
+
+    def _put_back(self) -> None:
+        """A run that was killed between its two renames left the only copy of the old output under another name."""
+        retired = self._leftovers(_RETIRED)
+        if retired and not self.destination.exists():
+            retired[0].rename(self.destination)
+
+    def _leftovers(self, suffix: str) -> list[Path]:
+        """Folders of runs to this very destination that were killed: their process is gone."""
+        ours = re.compile(rf"\.{re.escape(self.destination.name)}-([0-9]{{1,9}})-[a-z0-9_]+{re.escape(suffix)}")
+        matches = [(path, ours.fullmatch(path.name)) for path in self.destination.parent.iterdir()]
+        return [path for path, match in matches if match and not _is_running(int(match[1]))]
 
 
 def _is_running(process: int) -> bool:

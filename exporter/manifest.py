@@ -10,9 +10,11 @@ from typing import Any
 
 from exporter.checkpoint.checkpoint import file_sha256
 from exporter.errors import GateFailed, UsageError
-from exporter.recipe import Recipe
+from exporter.recipe import Recipe, recipe_problems
 
 MANIFEST_FILE, REPORT_FILE = "manifest.json", "report.json"
+UNHASHED_FILES = (MANIFEST_FILE, REPORT_FILE, "report.html")
+"""Directly in the export: the manifest cannot hold its own hash, and reports hold durations."""
 SCHEMA_VERSION = 1
 TOOLS = (
     "slm-export",
@@ -41,13 +43,10 @@ def tool_versions() -> dict[str, str]:
 
 
 def write_manifest(folder: Path, recipe: Recipe, target: dict[str, Any], inputs: dict[str, str], created: str) -> None:
-    """Hashes every file of `folder` but the manifest itself. `created` is the only field that two equal exports may not share,
-    beside the hash of report.json, which holds durations and is therefore left out."""
-    outputs = {
-        str(path.relative_to(folder)): file_sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (MANIFEST_FILE, REPORT_FILE, "report.html")
-    }
+    """Hashes every file of `folder` but UNHASHED_FILES. `created` is the only field that two equal exports may not
+    share."""
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    outputs = {name: file_sha256(path) for name, path in names.items() if name not in UNHASHED_FILES}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "created": created,
@@ -62,7 +61,7 @@ def write_manifest(folder: Path, recipe: Recipe, target: dict[str, Any], inputs:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises UsageError when the folder is no export."""
+    """Raises UsageError when the folder is no export or `outputs` is broken; `exported_recipe` checks the recipe."""
     path = folder / MANIFEST_FILE
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -70,11 +69,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not readable ({fault})", "pass the output folder of an export") from None
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         raise UsageError(f"{path}: not a manifest of schema_version {SCHEMA_VERSION}", "export again with this version")
+    outputs = manifest.get("outputs")
+    if not isinstance(outputs, dict) or not all(isinstance(digest, str) for digest in outputs.values()):
+        raise UsageError(f"{path}: outputs: must map file names to hashes", "export again; do not ship this folder")
     return manifest
 
 
+def exported_recipe(folder: Path, manifest: dict[str, Any]) -> Recipe:
+    """The recipe that made the export in `folder`. Raises UsageError when the manifest holds none that is valid."""
+    problems = recipe_problems(manifest.get("recipe"))
+    if problems:
+        path = folder / MANIFEST_FILE
+        raise UsageError(f"{path}: recipe: {' | '.join(problems)}", "export again with this version")
+    return Recipe.model_validate(manifest["recipe"])
+
+
 def check_integrity(folder: Path, manifest: dict[str, Any]) -> int:
-    """Compares every output file with its hash; returns how many there are. Raises GateFailed naming those that differ."""
+    """Compares every output file with its hash; returns how many there are. Raises GateFailed naming what differs."""
     wrong = []
     for name, expected in manifest["outputs"].items():
         path = folder / name

@@ -20,7 +20,14 @@ from exporter.decoder.sequence_ops import SequenceOps
 from exporter.decoder.torch_ops import Hooks
 from exporter.errors import UsageError
 from exporter.folder import OutputFolder
-from exporter.manifest import REPORT_FILE, check_integrity, read_manifest, tool_versions, write_manifest
+from exporter.manifest import (
+    REPORT_FILE,
+    check_integrity,
+    exported_recipe,
+    read_manifest,
+    tool_versions,
+    write_manifest,
+)
 from exporter.plan import cache_settings, plan_export, recipe_layout, weight_settings
 from exporter.progress import StageDisplay, peak_rss_bytes
 from exporter.quantize.calibration import KvCalibrator
@@ -119,11 +126,11 @@ def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
 
 @torch.no_grad()
 def verify_export(folder: Path, display: StageDisplay) -> dict[str, Any]:
-    """Repeats integrity, parity and quality from an export's files alone. Raises GateFailed when a byte or a gate is off."""
+    """Repeats integrity, parity and quality from an export's files alone. Raises GateFailed when any of them is off."""
     with display.stage("integrity") as stage:
         manifest = read_manifest(folder)
         stage.note = f"{check_integrity(folder, manifest)} files match the manifest"
-    recipe = Recipe.model_validate(manifest["recipe"])
+    recipe = exported_recipe(folder, manifest)
     target = find_target(recipe.target.kind)
     _require_toolchain(target)
     verification = folder / VERIFICATION_FOLDER
@@ -149,16 +156,22 @@ def _require_toolchain(target: Target) -> None:
 
 
 def _read_texts(request: ExportRequest, codec: TextCodec) -> Texts:
-    recipe = request.recipe
-    calibration = read_text(request.calibration_file, "calibration")
-    evaluation = read_text(request.evaluation_file, "evaluation")
-    verify = recipe.verify
+    calibration, verify = request.recipe.calibration, request.recipe.verify
+    count = -(-calibration.tokens // calibration.window)
     return Texts(
-        codec.windows(
-            calibration, recipe.calibration.window, -(-recipe.calibration.tokens // recipe.calibration.window)
+        _read_windows(codec, request.calibration_file, "calibration", calibration.window, count),
+        _read_windows(
+            codec, request.evaluation_file, "evaluation", verify.window, max(verify.windows, verify.quality_windows)
         ),
-        codec.windows(evaluation, verify.window, max(verify.windows, verify.quality_windows)),
     )
+
+
+def _read_windows(codec: TextCodec, path: Path, purpose: str, length: int, count: int) -> list[list[int]]:
+    text = read_text(path, purpose)
+    try:
+        return codec.windows(text, length, count)
+    except UsageError as fault:
+        raise UsageError(f"{purpose} file {path}: {fault.message}", fault.next_step) from None
 
 
 def _quantize(

@@ -1,4 +1,4 @@
-"""What an export will cost and whether it can be done: refusals, bytes, memory and the bandwidth floor. Reads no weight."""
+"""What an export will cost and whether it can be done: refusals, bytes, memory, bandwidth floor. Reads no weight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exporter.decoder.spec import (
 )
 from exporter.errors import PlanRefused
 from exporter.quantize.formats import KvFormat, WeightSettings
-from exporter.recipe import Recipe
+from exporter.recipe import SMALLEST_WINDOW, Recipe
 from exporter.targets.base import Refusal, Target, TiedStorage, find_target
 
 
@@ -79,18 +79,40 @@ def recipe_layout(spec: DecoderSpec, recipe: Recipe, target: Target) -> tuple[La
 
 def check_refusals(spec: DecoderSpec, recipe: Recipe, target: Target) -> None:
     """Raises PlanRefused listing every reason."""
-    refusals = target.refusals(spec, recipe)
-    if recipe.cache.sinks and all(layer.window is None for layer in cache_layout(spec, cache_settings(spec, recipe))):
-        refusals.append(
-            Refusal(
-                "cache.sinks has no effect: no layer has a window shorter than the context",
-                "cache.sinks=0 or cache.window",
-            )
-        )
+    refusals = [*target.refusals(spec, recipe), *_cache_refusals(spec, recipe), *_window_refusals(spec, recipe)]
     if refusals:
         raise PlanRefused(
-            "this combination cannot be exported: " + " | ".join(map(str, refusals)), "change it with --set"
+            "this combination cannot be exported: " + " | ".join(map(str, refusals)),
+            "change the recipe with --set, or the model",
         )
+
+
+def _cache_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
+    layout = cache_layout(spec, cache_settings(spec, recipe))
+    if not recipe.cache.sinks or any(layer.window is not None for layer in layout):
+        return []
+    reason = "cache.sinks has no effect: in no layer do window and sinks leave out a token of the context"
+    return [Refusal(reason, "cache.sinks=0 or a smaller cache.window")]
+
+
+def _window_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
+    """Texts are cut into windows, which the cache or the model must hold whole."""
+    verify, context, limit = recipe.verify, cache_settings(spec, recipe).context, spec.context_limit
+    window = min(verify.window, context)
+    found = []
+    if verify.window > context:
+        reason = f"verify.window {verify.window} does not fit into the context of {context} tokens"
+        nearest = f"verify.window={max(context, SMALLEST_WINDOW)}"
+        if context < SMALLEST_WINDOW:
+            nearest = f"cache.context={SMALLEST_WINDOW}, {nearest}"
+        found.append(Refusal(reason, nearest))
+    if verify.decode_tokens >= window:
+        reason = f"verify.decode_tokens {verify.decode_tokens} leaves nothing of a window of {window} tokens to prefill"
+        found.append(Refusal(reason, f"verify.decode_tokens={window - 1}"))
+    if recipe.calibration.window > limit:
+        reason = f"calibration.window {recipe.calibration.window} exceeds the model's limit of {limit} tokens"
+        found.append(Refusal(reason, f"calibration.window={limit}"))
+    return found
 
 
 def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
@@ -141,7 +163,7 @@ def _token_bytes(spec: DecoderSpec, layer: int, kv_format: KvFormat) -> int:
 def _activation_bytes(spec: DecoderSpec, recipe: Recipe) -> int:
     """Largest set of live activations of a prefill chunk: hidden states, one feed-forward, and logits, 16 bit each."""
     widest = max(layer.feed_forward.hidden_size for layer in spec.layers)
-    return 2 * recipe.cache.chunk * (3 * spec.hidden_size + 3 * widest + spec.vocab_size)
+    return 2 * cache_settings(spec, recipe).chunk * (3 * spec.hidden_size + 3 * widest + spec.vocab_size)
 
 
 def _host_memory(spec: DecoderSpec, recipe: Recipe) -> int:

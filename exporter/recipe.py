@@ -1,12 +1,13 @@
-"""Recipes: what to export, how to quantize it, and which gates it must pass. The schema is strict: unknown keys are refused.
+"""Recipes: what to export, how to quantize it, and which gates it must pass. The schema is strict: no unknown keys.
 
-A recipe is a YAML file. `extends: NAME` takes every value of another recipe and overrides some; `--set a.b=value` overrides on the
-command line. All faults are reported at once.
+A recipe is a YAML file. `extends: NAME` takes every value of another recipe and overrides some; `--set a.b=value`
+overrides on the command line. All faults are reported at once.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,12 +20,14 @@ from exporter.registry import did_you_mean
 from exporter.resources import recipe_folder
 
 SCHEMA_VERSION = 1
+SMALLEST_WINDOW = 16
+"""Tokens: shorter sequences say nothing about quality."""
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, unknown keys refused."""
+    """Base of every section: immutable, unknown keys and infinite numbers refused (a null switches a limit off)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class TargetSection(Section):
@@ -84,11 +87,11 @@ class CacheSection(Section):
 class CalibrationSection(Section):
     """Text that quantization listens to; `--calibration FILE` names it."""
 
-    tokens: Annotated[int, Field(ge=64)] = 8192
+    tokens: Annotated[int, Field(ge=64)] = 4096
     """Tokens for weights and KV codecs."""
-    activation_tokens: Annotated[int, Field(ge=64)] = 4096
+    activation_tokens: Annotated[int, Field(ge=64)] = 2048
     """Tokens for the ranges of 16-bit activations, where a target needs them."""
-    window: Annotated[int, Field(ge=16)] = 256
+    window: Annotated[int, Field(ge=SMALLEST_WINDOW)] = 256
     """Length of one calibration sequence."""
 
 
@@ -97,11 +100,11 @@ class VerifySection(Section):
 
     windows: Annotated[int, Field(ge=1)] = 4
     """Evaluation sequences that the artifact runs, teacher-forced."""
-    window: Annotated[int, Field(ge=16)] = 256
+    window: Annotated[int, Field(ge=SMALLEST_WINDOW)] = 256
     """Length of one evaluation sequence in tokens."""
     decode_tokens: Annotated[int, Field(ge=0)] = 24
     """Last tokens of the first sequence that go through the decode method one by one."""
-    quality_windows: Annotated[int, Field(ge=1)] = 32
+    quality_windows: Annotated[int, Field(ge=1)] = 16
     """Evaluation sequences for the perplexity of full precision and oracle alone."""
 
 
@@ -155,11 +158,11 @@ def recipe_path(name_or_path: str) -> Path:
     """A shipped recipe by name, or a YAML file by path. Raises UsageError naming the nearest recipe."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UsageError(f"recipe file {path} not found", "pass an existing YAML file or a recipe's name")
         return path
     shipped = recipe_folder() / f"{name_or_path}.yaml"
-    if not shipped.is_file():
+    if not os.path.isfile(shipped):  # unlike Path.is_file, it says no to a name too long for a file
         raise UsageError(f"unknown recipe {name_or_path!r}", did_you_mean(name_or_path, recipe_names()))
     return shipped
 
@@ -167,32 +170,77 @@ def recipe_path(name_or_path: str) -> Path:
 def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> Recipe:
     """Reads, inherits, overrides and validates. Raises RecipeError listing every fault."""
     path = recipe_path(name_or_path)
-    values = _read_inherited(path, ())
-    values.setdefault("name", path.stem)
+    own = _read_inherited(path, ())
+    own.setdefault("name", path.stem)
+    values = copy.deepcopy(own)
     for override in overrides:
         _apply_override(values, override)
+    problems = recipe_problems(values)
+    if problems:
+        of_file = recipe_problems(own)
+        named = [problem if problem in of_file else f"{problem} (given by --set)" for problem in problems]
+        raise RecipeError(str(path), named, f"see: slm-export recipes show {path.stem}")
+    return Recipe.model_validate(values)
+
+
+def recipe_problems(values: Any) -> list[str]:
+    """Every fault of a recipe's values, one line each; none when they are a recipe."""
     try:
-        return Recipe.model_validate(values)
+        Recipe.model_validate(values)
     except ValidationError as fault:
-        raise RecipeError(str(path), _problems(fault), f"see: slm-export recipes show {path.stem}") from None
+        return [_problem(error["type"], error["loc"], error["msg"], error.get("input")) for error in fault.errors()]
+    return []
 
 
 def _read_inherited(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
-        raise RecipeError(str(path), ["extends itself through " + " -> ".join(item.stem for item in seen)])
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise RecipeError(str(path), [f"not valid YAML ({' '.join(str(fault).split())})"]) from None
-    if not isinstance(values, dict):
-        raise RecipeError(str(path), ["must hold a mapping of sections"])
+    seen = (*seen, path.resolve())
+    if seen[-1] in seen[:-1]:
+        through = " -> ".join(item.stem for item in seen[:-1])
+        raise RecipeError(str(path), [f"extends itself through {through}"], "extend another recipe")
+    values = _read_mapping(path)
     parent = values.pop("extends", None)
     if parent is None:
         return values
-    local = path.parent / f"{parent}.yaml"
-    base = _read_inherited(local if local.is_file() else recipe_path(str(parent)), (*seen, path))
+    base = _read_inherited(_parent_path(path, str(parent)), seen)
     base.pop("name", None)
     return _merge(base, values)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise RecipeError(str(path), [f"cannot be read ({fault.strerror})"], "make it readable") from None
+    except ValueError as fault:  # UnicodeDecodeError is one
+        raise RecipeError(str(path), [f"not valid YAML ({fault})"], "correct the file") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RecipeError(str(path), ["must hold a mapping of sections"], "see: slm-export recipes show android-npu")
+    return values
+
+
+def _parse_yaml(text: str) -> Any:
+    """Raises ValueError with the reason on one line. PyYAML's constructors let out whatever they stumble over."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as fault:
+        raise ValueError(" ".join(str(fault).split())) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as fault:
+        raise ValueError(f"a number, date or tagged value is malformed: {' '.join(str(fault).split())}") from None
+
+
+def _parent_path(path: Path, parent: str) -> Path:
+    """A recipe beside the one that extends it, by file or by name; else a shipped one."""
+    for beside in (path.parent / parent, path.parent / f"{parent}.yaml"):
+        if beside.suffix in (".yaml", ".yml") and os.path.isfile(beside):
+            return beside
+    try:
+        return recipe_path(parent)
+    except UsageError as fault:
+        raise RecipeError(str(path), [f"extends: {fault.message}"], fault.next_step) from None
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -214,15 +262,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise UsageError(f"--set {override}: {section} is not a section", "see: slm-export recipes show NAME")
     try:
-        place[field] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        place[field] = _parse_yaml(text)
+    except ValueError as fault:
         raise UsageError(
-            f"--set {override}: {text!r} is not a value", "quote it, or write null, a number or a word"
+            f"--set {override}: {text!r} is not a value ({fault})", "quote it, or write null, a number or a word"
         ) from None
-
-
-def _problems(fault: ValidationError) -> list[str]:
-    return [_problem(error["type"], error["loc"], error["msg"], error.get("input")) for error in fault.errors()]
 
 
 def _problem(kind: str, location: tuple[int | str, ...], message: str, given: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,9 +15,6 @@ from exporter.errors import UsageError
 from exporter.folder import OutputFolder
 
 CACHE_VARIABLE = "SLM_EXPORT_CACHE"
-CODE_VERSION = 1
-"""Raise it when a change of code changes what a stage writes."""
-
 
 def cache_root() -> Path:
     """`$SLM_EXPORT_CACHE`, or slm-export in the user's cache folder."""
@@ -26,9 +24,19 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slm-export"
 
 
+@functools.cache
+def code_digest() -> str:
+    """Hash of this package's sources: another version of the code never resumes from this one's stages."""
+    package = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for source in sorted(package.rglob("*.py")):
+        digest.update(str(source.relative_to(package)).encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
 def content_key(consumed: dict[str, Any]) -> str:
     """Hash of a stage's inputs: any JSON value, order of keys ignored."""
-    text = json.dumps({"code_version": CODE_VERSION, **consumed}, sort_keys=True, default=str)
+    text = json.dumps({"code": code_digest(), **consumed}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

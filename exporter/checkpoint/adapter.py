@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from exporter.checkpoint.config import Config
 from exporter.errors import CheckpointError
 
 _PREFIX = "base_model.model."
@@ -23,6 +23,7 @@ class LoraAdapter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._settings = self._read_settings()
+        self._alpha_pattern = self._read_alpha_pattern()
         self._sides: dict[str, dict[str, torch.Tensor]] = {}
         self._replacements: dict[str, torch.Tensor] = {}
         self._read_tensors()
@@ -37,38 +38,46 @@ class LoraAdapter:
             return weight
         self._used.add(name)
         down, up = self._sides[name]["A"].float(), self._sides[name]["B"].float()
-        if (up.shape[0], down.shape[1]) != tuple(weight.shape):
-            raise CheckpointError(
-                f"{self.folder}: adapter for {name} has shape {(up.shape[0], down.shape[1])}, the weight {tuple(weight.shape)}",
-                "use the adapter with the base model it was trained on",
-            )
         return weight + self._scaling(name, down.shape[0]) * (up @ down)
 
-    def check_names(self, known: set[str]) -> None:
-        """Raises CheckpointError when the adapter changes a tensor that the base model does not have."""
-        unknown = sorted((set(self._sides) | set(self._replacements)) - known)
-        if unknown:
+    def check_shapes(self, known: dict[str, tuple[int, ...]]) -> None:
+        """Raises CheckpointError when the adapter changes a tensor that the base lacks or has in another shape."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._replacements.items()}
+        for name, sides in self._sides.items():
+            shapes.setdefault(name, (sides["B"].shape[0], sides["A"].shape[1]))
+        for name, shape in sorted(shapes.items()):
+            if name not in known:
+                problem = f"changes {name}, which the decoder does not use"
+            elif shape != known[name]:
+                problem = f"for {name} has shape {shape}, the weight {known[name]}"
+            else:
+                continue
             raise CheckpointError(
-                f"{self.folder}: adapter changes {unknown[0]}, which the decoder does not use",
-                "use the adapter with the base model it was trained on",
+                f"{self.folder}: adapter {problem}", "use the adapter with the base model it was trained on"
             )
 
     def _scaling(self, name: str, rank: int) -> float:
         module = name.removesuffix(".weight")
-        alpha = float(self._settings.get("lora_alpha", rank))
-        for pattern, value in (self._settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = float(value)
-        return alpha / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)
+        matching = (alpha for pattern, alpha in self._alpha_pattern.items() if pattern.match(module))
+        alpha = next(matching, self._settings.number("lora_alpha"))
+        return alpha / (math.sqrt(rank) if self._settings.flag("use_rslora", False) else rank)
 
-    def _read_settings(self) -> dict:
+    def _read_alpha_pattern(self) -> dict[re.Pattern[str], float]:
+        """Alpha by pattern of module names, compiled as PEFT does; the first that matches wins there and here."""
+        section, found = self._settings.section("alpha_pattern"), {}
+        for pattern in section.values:
+            try:
+                compiled = re.compile(rf"(.*\.)?({pattern})$")
+            except re.error as fault:
+                raise section.fault(pattern, f"is no regular expression ({fault})") from None
+            found[compiled] = section.number(pattern)
+        return found
+
+    def _read_settings(self) -> Config:
         path = self.folder / "adapter_config.json"
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: not found", "pass a PEFT adapter folder with --adapter") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as fault:
-            raise CheckpointError(f"{path}: not valid JSON ({fault})", "copy the file again") from None
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not found", "pass a PEFT adapter folder with --adapter")
+        settings = Config.read(path)
         if settings.get("peft_type") != "LORA":
             raise CheckpointError(
                 f"{path}: peft_type {settings.get('peft_type')!r} is not LORA", "merge it with PEFT first"
@@ -77,7 +86,10 @@ class LoraAdapter:
             if settings.get(unsupported):
                 raise CheckpointError(f"{path}: {unsupported} is not supported", "merge it with PEFT first")
         if settings.get("bias", "none") != "none":
-            raise CheckpointError(f"{path}: bias={settings['bias']!r} is not supported", "merge it with PEFT first")
+            bias = settings.get("bias")
+            raise CheckpointError(f"{path}: bias={bias!r} is not supported", "merge it with PEFT first")
+        settings.number("lora_alpha")
+        settings.flag("use_rslora", False)
         return settings
 
     def _read_tensors(self) -> None:
@@ -98,7 +110,16 @@ class LoraAdapter:
             else:
                 self._replacements[stripped.replace(".modules_to_save.default", "")] = tensor
         for name, sides in self._sides.items():
-            if set(sides) != {"A", "B"}:
-                raise CheckpointError(
-                    f"{path}: {name} lacks lora_{'B' if 'A' in sides else 'A'}", "copy the file again"
-                )
+            _check_sides(path, name, sides)
+
+
+def _check_sides(path: Path, name: str, sides: dict[str, torch.Tensor]) -> None:
+    """A is [r, in] and B is [out, r]. Raises CheckpointError naming what is not so."""
+    if set(sides) != {"A", "B"}:
+        raise CheckpointError(f"{path}: {name} lacks lora_{'B' if 'A' in sides else 'A'}", "copy the file again")
+    down, up = tuple(sides["A"].shape), tuple(sides["B"].shape)
+    if len(down) != 2 or len(up) != 2 or down[0] != up[1] or not down[0]:
+        raise CheckpointError(
+            f"{path}: {name} has lora_A of shape {down} and lora_B of shape {up}, not [rank, in] and [out, rank]",
+            "copy the file again, or save the adapter anew with PEFT",
+        )

@@ -70,7 +70,7 @@ def open_checkpoint(folder: Path, adapter: Path | None = None) -> Checkpoint:
     for weight in decoder_weights(spec):
         _check_weight(folder, family, tensors, weight)
     if merged is not None:
-        merged.check_names({family.tensor_name(weight.name) for weight in decoder_weights(spec)})
+        merged.check_shapes({family.tensor_name(weight.name): weight.shape for weight in decoder_weights(spec)})
     return Checkpoint(folder, config, family, spec, tensors, merged)
 
 

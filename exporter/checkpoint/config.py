@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Config:
             raise CheckpointError(f"{path}: not found", "pass a Hugging Face checkpoint folder with --model")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as fault:
+        except (ValueError, RecursionError) as fault:
             raise CheckpointError(f"{path}: not valid JSON ({fault})", "restore the file from the checkpoint") from None
         if not isinstance(values, dict):
             raise CheckpointError(f"{path}: must hold a JSON object", "restore the file from the checkpoint")
@@ -46,20 +47,41 @@ class Config:
         value = self.values.get(field)
         return default if value is None else value
 
-    def integer(self, field: str, default: int | None = None) -> int:
-        """A positive whole number."""
+    def integer(self, field: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number, positive unless `least` allows others."""
         value = self.get(field, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.fault(field, f"must be a whole number, not {value!r}")
-        if value <= 0:
-            raise self.fault(field, f"must be positive, not {value}")
+        if value < least:
+            raise self.fault(field, f"must be {least} or more, not {value}")
         return value
 
     def number(self, field: str, default: float | None = None) -> float:
+        """A finite number."""
         value = self.get(field, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.fault(field, f"must be a number, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+            raise self.fault(field, f"must be a number, not {value!r}")  # NaN is not below any limit
         return float(value)
+
+    def positive(self, field: str, default: float | None = None) -> float:
+        """A finite number above zero."""
+        value = self.number(field, default)
+        if value <= 0:
+            raise self.fault(field, f"must be positive, not {value:g}")
+        return value
+
+    def text(self, field: str, default: str | None = None) -> str:
+        value = self.get(field, default)
+        if not isinstance(value, str):
+            raise self.fault(field, f"must be text, not {value!r}")
+        return value
+
+    def section(self, field: str) -> Config:
+        """The object below `field`, empty when there is none; its faults name the file and `field`."""
+        values = self.get(field, {})
+        if not isinstance(values, dict):
+            raise self.fault(field, f"must be an object, not {values!r}")
+        return Config(values, f"{self.source}: {field}")
 
     def flag(self, field: str, default: bool) -> bool:
         value = self.get(field, default)
@@ -71,39 +93,43 @@ class Config:
         return None if self.get(field) is None else self.integer(field)
 
     def activation(self, field: str = "hidden_act") -> Activation:
-        name = self.get(field, "silu")
+        name = self.text(field, "silu")
         if name not in ACTIVATIONS:
             raise CheckpointError(
-                f"{self.source}: {field}: unsupported activation {name!r}", did_you_mean(str(name), list(ACTIVATIONS))
+                f"{self.source}: {field}: unsupported activation {name!r}", did_you_mean(name, list(ACTIVATIONS))
             )
         return ACTIVATIONS[name]
 
     def rotary(self, head_dim: int) -> RotarySpec:
         """Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before)."""
-        parameters = self.get("rope_parameters") or self.get("rope_scaling") or {}
-        if not isinstance(parameters, dict):
-            raise self.fault("rope_parameters", "must be an object")
-        theta = float(parameters.get("rope_theta") or self.get("rope_theta") or 10000.0)
-        share = float(parameters.get("partial_rotary_factor") or self.get("partial_rotary_factor") or 1.0)
-        return RotarySpec(int(head_dim * share), theta, self._rotary_scaling(parameters))
+        current, former = self.section("rope_parameters"), self.section("rope_scaling")
+        parameters = current if current.values else former
+        theta = parameters.positive("rope_theta", self.positive("rope_theta", 10000.0))
+        share = parameters.number("partial_rotary_factor", self.number("partial_rotary_factor", 1.0))
+        dimensions = int(head_dim * share)
+        if dimensions % 2 or not 0 < dimensions <= head_dim:
+            raise self.fault(
+                "partial_rotary_factor", f"{share:g} rotates {dimensions} of {head_dim} channels; they must be pairs"
+            )
+        return RotarySpec(dimensions, theta, self._rotary_scaling(parameters))
 
-    def _rotary_scaling(self, parameters: dict[str, Any]) -> RotaryScaling | None:
-        kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    def _rotary_scaling(self, parameters: Config) -> RotaryScaling | None:
+        kind = parameters.text("rope_type", parameters.text("type", "default"))
         if kind == "default":
             return None
         known = [entry.value for entry in RotaryScalingKind]
         if kind not in known:
-            raise CheckpointError(f"{self.source}: unsupported rope_type {kind!r}", did_you_mean(str(kind), known))
-        if "factor" not in parameters:
-            raise self.fault("rope_parameters.factor", f"is required by rope_type {kind!r}")
-        original = parameters.get("original_max_position_embeddings") or self.integer("max_position_embeddings")
+            raise CheckpointError(f"{parameters.source}: unsupported rope_type {kind!r}", did_you_mean(kind, known))
+        if parameters.get("factor") is None:
+            raise parameters.fault("factor", f"is required by rope_type {kind!r}")
+        sharpening = parameters.get("attention_factor")
         return RotaryScaling(
             RotaryScalingKind(kind),
-            float(parameters["factor"]),
-            int(original),
-            float(parameters.get("low_freq_factor") or 1.0),
-            float(parameters.get("high_freq_factor") or 4.0),
-            float(parameters.get("beta_fast") or 32.0),
-            float(parameters.get("beta_slow") or 1.0),
-            parameters.get("attention_factor"),
+            parameters.positive("factor"),
+            parameters.integer("original_max_position_embeddings", self.integer("max_position_embeddings")),
+            parameters.positive("low_freq_factor", 1.0),
+            parameters.positive("high_freq_factor", 4.0),
+            parameters.positive("beta_fast", 32.0),
+            parameters.positive("beta_slow", 1.0),
+            None if sharpening is None else parameters.positive("attention_factor"),
         )

@@ -1,4 +1,4 @@
-"""What a model family is: a function from `config.json` to a DecoderSpec, and the checkpoint's names of the spec's weights."""
+"""What a model family is: a function from `config.json` to a DecoderSpec, and the checkpoint's names of its weights."""
 
 from __future__ import annotations
 
@@ -147,13 +147,12 @@ def dense_decoder(config: Config, family: str, traits: DenseTraits) -> DecoderSp
 def find_family(config: Config) -> Family:
     """The family of a config. Raises CheckpointError naming the nearest supported model_type."""
     _load_all()
-    model_type = config.get("model_type")
-    if model_type is None:
+    if config.get("model_type") is None:
         raise config.fault("model_type", f"is missing; supported: {', '.join(FAMILIES.names())}")
+    model_type = config.text("model_type")
     if model_type not in FAMILIES:
         raise CheckpointError(
-            f"{config.source}: model_type: {model_type!r} is not supported",
-            did_you_mean(str(model_type), FAMILIES.names()),
+            f"{config.source}: model_type: {model_type!r} is not supported", did_you_mean(model_type, FAMILIES.names())
         )
     return FAMILIES.get(model_type)
 

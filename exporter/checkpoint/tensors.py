@@ -26,7 +26,14 @@ class TensorFolder:
         return name in self.files
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._handle(self.files[name]).get_slice(name).get_shape())
+        """Read from the file's header. Raises CheckpointError when the index lists the tensor but its file lacks it."""
+        file = self.files[name]
+        try:
+            return tuple(self._handle(file).get_slice(name).get_shape())
+        except SafetensorError as fault:
+            raise CheckpointError(
+                f"{self.folder / file}: cannot read {name} ({fault})", "copy the file and its index again"
+            ) from None
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor as float32. Raises CheckpointError when it is not finite or not readable."""

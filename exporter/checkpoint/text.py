@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class TextCodec:
             )
         try:
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as fault:  # tokenizers raises bare Exception for every malformed file
+        except Exception as fault:  # noqa: BLE001  tokenizers raises bare Exception for every malformed file
             raise CheckpointError(f"{path}: not a readable tokenizer ({fault})", "copy the file again") from None
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= vocab_size:
@@ -41,10 +40,8 @@ class TextCodec:
                 "use the tokenizer that the model was trained with",
             )
         settings = _generation_settings(folder)
-        begin = settings.get("bos_token_id", config.get("bos_token_id"))
-        end = settings.get("eos_token_id", config.get("eos_token_id"))
-        ends = end if isinstance(end, list) else [end]
-        return TextCodec(tokenizer, _first_id(begin), tuple(int(value) for value in ends if value is not None))
+        begin, end = _token_ids("bos_token_id", settings, config), _token_ids("eos_token_id", settings, config)
+        return TextCodec(tokenizer, begin[0] if begin else None, end)
 
     def encode(self, text: str, begin: bool = True) -> list[int]:
         """Token ids of `text`, preceded by the begin id if the model has one and `begin` is set."""
@@ -55,9 +52,10 @@ class TextCodec:
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def windows(self, text: str, length: int, limit: int | None = None) -> list[list[int]]:
-        """Non-overlapping windows of exactly `length` ids, each preceded by the begin id, from documents joined in order.
+        """Non-overlapping windows of exactly `length` ids, each led by the begin id, from documents joined in order.
 
-        A line holding only the separator ends a document; it becomes a blank line. Raises UsageError on too short a text.
+        A line holding only the separator ends a document; it becomes a blank line. Raises UsageError on too short a
+        text.
         """
         ids = self.encode(text.replace(f"\n{DOCUMENT_SEPARATOR}\n", "\n\n"), begin=False)
         lead = [] if self.begin_id is None else [self.begin_id]
@@ -81,18 +79,18 @@ def read_text(path: Path, purpose: str) -> str:
     return text
 
 
-def _generation_settings(folder: Path) -> dict:
+def _generation_settings(folder: Path) -> Config:
+    """`generation_config.json`, which a checkpoint need not have."""
     path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
-        raise CheckpointError(f"{path}: not valid JSON ({fault})", "copy the file again") from None
-    return settings if isinstance(settings, dict) else {}
+    return Config.read(path) if path.is_file() else Config({}, str(path))
 
 
-def _first_id(value: object) -> int | None:
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return value if isinstance(value, int) else None
+def _token_ids(field: str, settings: Config, config: Config) -> tuple[int, ...]:
+    """One token id or a list of them, or none. Generation settings come before `config.json`, even with a null."""
+    source = settings if field in settings.values else config
+    value = source.get(field, [])
+    ids = value if isinstance(value, list) else [value]
+    for token_id in ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise source.fault(field, f"must be a token id or a list of them, not {value!r}")
+    return tuple(ids)

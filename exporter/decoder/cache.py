@@ -1,6 +1,7 @@
 """Where a cached token lives, and who may see it: the one rule for rings, windows and sinks.
 
-Keys are rotated before they are cached, so the order of slots carries no meaning: only the position that a slot holds does.
+Keys are rotated before they are cached, so the order of slots carries no meaning: only the position that a slot holds
+does.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ EMPTY = -1
 class LayerCache:
     """Slots of one layer. A full-attention layer has `window` None and one slot per position of the context.
 
-    A windowed layer keeps the first `sinks` positions forever and the rest in a ring of `window + chunk - 1` slots: the least
-    that lets a whole chunk be written before its first token attends.
+    A windowed layer keeps the first `sinks` positions forever and the rest in a ring of `window + chunk - 1` slots: the
+    least that lets a whole chunk be written before its first token attends. It never needs more slots than the context.
     """
 
     slots: int
@@ -67,13 +68,14 @@ class CacheSettings:
 
 
 def cache_layout(spec: DecoderSpec, settings: CacheSettings) -> tuple[LayerCache, ...]:
-    """Slots of every layer. An imposed window bounds each layer's own; a window as long as the context is no window."""
+    """Slots of every layer. An imposed window bounds each layer's own; one that, with its sinks, hides nothing of the
+    context is no window."""
     layout = []
     for layer in spec.layers:
         windows = [value for value in (layer.attention.window, settings.window) if value is not None]
         window = min(windows, default=None)
         if window is None or window + settings.sinks >= settings.context:
-            layout.append(LayerCache(settings.context, window if window and window < settings.context else None))
+            layout.append(LayerCache(settings.context))
         else:
             slots = min(window + settings.chunk - 1 + settings.sinks, settings.context)
             layout.append(LayerCache(slots, window, settings.sinks))

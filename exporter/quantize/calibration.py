@@ -14,6 +14,10 @@ SMALLEST_SPREAD = 1e-4
 """Floor for standard deviations and ranges: a channel that never moves must not blow up the others."""
 
 
+LARGEST_SPREAD_RATIO = 64.0
+"""A channel's range counts as at least this fraction of the layer's widest: the constants themselves are stored in 16 bits."""
+
+
 @dataclass
 class ChannelStatistics:
     """Running sums per channel of one layer's queries, keys or values: all [K, Hd]."""
@@ -96,10 +100,12 @@ def _static(statistics: ChannelStatistics, bits: int, per_channel: bool) -> Chan
     """One scale and zero point for the layer, or (INT4) each channel's own range mapped onto the codes."""
     steps = 2**bits - 1
     if per_channel:
-        spread = (statistics.high - statistics.low).clamp_min(SMALLEST_SPREAD)
-        balance = spread / steps
+        spread = statistics.high - statistics.low
+        floor = (spread.max() / LARGEST_SPREAD_RATIO).clamp_min(SMALLEST_SPREAD)
+        middle = (statistics.low + statistics.high) / 2
+        balance = spread.clamp_min(floor) / steps
         zero = 2 ** (bits - 1)
-        center = statistics.low + zero * balance
+        center = middle + (zero - steps / 2) * balance
         return ChannelConstants(center.float(), balance.float(), 1.0, zero)
     largest = float(torch.maximum(statistics.high.max(), -statistics.low.min()).clamp_min(SMALLEST_SPREAD))
     identity = ChannelConstants.identity(*statistics.low.shape)

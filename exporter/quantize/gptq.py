@@ -36,7 +36,7 @@ class _ColumnRounder:
         self.chooser = ScaleChooser(weight, weight_format, search=True)
         self.importance = covariance.diagonal()
         self.factor = inverse_factor(covariance, damping)
-        self.columns = weight.T.contiguous()
+        self.columns = weight.T.clone(memory_format=torch.contiguous_format)
         self.group_size = min(weight_format.group_size, weight.shape[1])
         self.low, self.high = (np.float32(bound) for bound in weight_format.code_range)
         self.codes = torch.empty(self.columns.shape, dtype=torch.int8)

@@ -88,7 +88,7 @@ def round_scale(scale: torch.Tensor, scale_format: ScaleFormat) -> torch.Tensor:
 
 def round_channel_scale(scale: torch.Tensor) -> torch.Tensor:
     """Rounds up to `LPBQ_SIGNIFICANT_BITS` significant bits: up, so that the largest group never clips."""
-    mantissa, exponent = torch.frexp(scale.clamp_min(2.0**-20))
+    mantissa, exponent = torch.frexp(scale.clamp_min(2.0**-18))
     steps = 2.0**LPBQ_SIGNIFICANT_BITS
     return torch.ldexp(torch.ceil(mantissa * steps) / steps, exponent)
 
@@ -134,7 +134,8 @@ class ScaleChooser:
             return (widest[None] + offsets[:, None]).clamp_(1, LPBQ_STEPS) * self.channel_scales[None]
         if not self.search:
             return round_scale(largest / (top + 0.5 if self.format.bits == 4 else top), self.format.scale_format)[None]
-        divisors = torch.linspace(0.85 * top, 1.45 * top, 28)
+        nearest = torch.tensor([top + 0.5 if self.format.bits == 4 else float(top)])
+        divisors = torch.cat((nearest, torch.linspace(0.85 * top, 1.45 * top, 28)))
         return round_scale(largest[None, :] / divisors[:, None], self.format.scale_format)
 
     def build(self, codes: torch.Tensor, scales: torch.Tensor) -> QuantizedMatrix:

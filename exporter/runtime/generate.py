@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.text import TextCodec
 from exporter.child import stream_child
 from exporter.errors import UsageError
-from exporter.manifest import read_manifest
-from exporter.recipe import Recipe
+from exporter.manifest import exported_recipe, read_manifest
 from exporter.runtime.sampling import SamplingSettings
 from exporter.stage_cache import StageCache, cache_root, content_key
 from exporter.targets.base import find_target
@@ -22,8 +23,7 @@ GENERATE_TIME_LIMIT_S = 3600.0
 def generate(folder: Path, prompt: str, limit: int, sampling: SamplingSettings) -> Iterator[str]:
     """Yields pieces of text as tokens come. Raises UsageError on an empty or too long prompt."""
     sampling.check()
-    recipe = Recipe.model_validate(read_manifest(folder)["recipe"])
-    target = find_target(recipe.target.kind)
+    target = find_target(exported_recipe(folder, read_manifest(folder)).target.kind)
     config = Config.read(folder / "config.json")
     codec = TextCodec.read(folder, config, config.integer("vocab_size"))
     token_ids = codec.encode(prompt)
@@ -38,11 +38,17 @@ def generate(folder: Path, prompt: str, limit: int, sampling: SamplingSettings) 
         "limit": limit,
         "sampling": asdict(sampling),
     }
+    log = logs / "generate.log"
+    with closing(
+        stream_child("exporter.runtime.driver:generate_in_child", arguments, log, GENERATE_TIME_LIMIT_S)
+    ) as events:
+        yield from _pieces(codec, events)
+
+
+def _pieces(codec: TextCodec, events: Iterable[dict[str, Any]]) -> Iterator[str]:
     produced: list[int] = []
     shown = ""
-    for event in stream_child(
-        "exporter.runtime.driver:generate_in_child", arguments, logs / "generate.log", GENERATE_TIME_LIMIT_S
-    ):
+    for event in events:
         if "token" not in event:
             continue
         produced.append(int(event["token"]))

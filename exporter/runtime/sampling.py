@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,10 @@ class SamplingSettings:
 
     def check(self) -> None:
         """Raises UsageError naming the option that is out of range."""
-        if self.temperature < 0:
-            raise UsageError(f"--temperature {self.temperature} is negative", "use 0 for greedy decoding")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"--temperature {self.temperature} is not zero or positive", "use 0 for greedy decoding")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is negative", "use 0 or a positive number")
         if self.top_k < 0:
             raise UsageError(f"--top-k {self.top_k} is negative", "use 0 to keep every token")
         if not 0 < self.top_p <= 1:

@@ -49,6 +49,10 @@ def raise_other(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     raise ZeroDivisionError("some arithmetic")
 
 
+def raise_without_text(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    raise ZeroDivisionError
+
+
 def raise_with_lines(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     raise RuntimeError("first line\nsecond line\n")
 
@@ -84,6 +88,17 @@ def sleep(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 def sleep_in_grandchild(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     os.system(f"sleep {arguments['seconds']}")  # keeps the child's descriptors, as native code does
+    return {}
+
+
+def fork_and_sleep(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """A grandchild that never becomes another program keeps every descriptor."""
+    grandchild = os.fork()
+    if grandchild == 0:
+        time.sleep(arguments["seconds"])
+        os._exit(0)
+    emit({"grandchild": grandchild})
+    time.sleep(arguments["seconds"])
     return {}
 
 

@@ -121,6 +121,15 @@ def test_slots_never_exceed_the_context() -> None:
     assert layer_cache(20, CacheSettings(30, 25, None, 2)) == LayerCache(30, 20, 2)
 
 
+def test_sinks_of_a_window_just_short_of_the_context_are_kept() -> None:
+    assert layer_cache(491, CacheSettings(512, 32, None, 20)) == LayerCache(512, 491, 20)
+
+
+@pytest.mark.parametrize("window", [492, 500, 511])
+def test_a_window_whose_sinks_cover_the_rest_of_the_context_is_none(window: int) -> None:
+    assert layer_cache(window, CacheSettings(512, 32, None, 20)) == LayerCache(512)
+
+
 def test_a_window_and_sinks_that_reach_the_context_hide_nothing() -> None:
     layer = layer_cache(10, CacheSettings(12, 4, None, 4))
     query = np.array([11])

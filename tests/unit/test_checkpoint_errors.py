@@ -335,6 +335,11 @@ def test_rope_scaling_without_its_factor_is_refused(tmp_path: Path) -> None:
     [
         ("rope_theta", "ten thousand"),
         ("rope_theta", [10000.0]),
+        ("rope_theta", 0),
+        ("rope_theta", math.nan),
+        ("rope_theta", True),
+        ("rope_parameters", "linear"),
+        ("rope_parameters", {"rope_type": "yarn", "factor": 2.0, "attention_factor": "one"}),
         ("partial_rotary_factor", "half"),
         ("rope_scaling", {"rope_type": "linear", "factor": "two"}),
         ("rope_scaling", {"rope_type": "linear", "factor": None}),
@@ -350,6 +355,17 @@ def test_a_rotary_setting_of_the_wrong_type_is_refused(tmp_path: Path, field: st
 
 def test_a_partial_rotary_factor_that_rotates_an_odd_number_of_channels_is_refused(tmp_path: Path) -> None:
     assert "partial_rotary_factor" in spec_error(tmp_path, partial_rotary_factor=0.4)  # 3 of 8 channels
+
+
+@pytest.mark.parametrize("share", [0, 0.1, -0.5, 1.5])
+def test_a_partial_rotary_factor_that_rotates_no_or_too_many_channels_is_refused(tmp_path: Path, share: float) -> None:
+    assert "partial_rotary_factor" in spec_error(tmp_path, partial_rotary_factor=share)
+
+
+def test_max_window_layers_may_be_zero(tmp_path: Path) -> None:
+    changes = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
+    write_config(tmp_path, tiny_config("qwen3", **changes))
+    assert [layer.attention.window for layer in read_spec(tmp_path).layers] == [16, 16]
 
 
 @pytest.mark.parametrize(
@@ -446,12 +462,27 @@ def test_generation_settings_override_the_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["{", '{"eos_token_id": "</s>"}', '{"eos_token_id": [[1]]}', '{"bos_token_id": "<s>"}']
+    "content",
+    [
+        "{",
+        "[]",
+        '{"eos_token_id": "</s>"}',
+        '{"eos_token_id": [[1]]}',
+        '{"eos_token_id": true}',
+        '{"eos_token_id": 1.0}',
+        '{"bos_token_id": "<s>"}',
+    ],
 )
 def test_broken_generation_settings_are_named(tmp_path: Path, content: str) -> None:
     write_checkpoint(tmp_path)
     (tmp_path / "generation_config.json").write_text(content, encoding="utf-8")
     assert "generation_config.json" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["bos_token_id", "eos_token_id"])
+def test_a_token_id_of_the_wrong_type_in_the_config_names_the_field(tmp_path: Path, field: str) -> None:
+    message = error_of(write_checkpoint(tmp_path, tiny_config(**{field: "</s>"})))
+    assert f"config.json: {field}: " in message
 
 
 # Texts
@@ -616,6 +647,12 @@ def test_sides_of_different_rank_are_refused(tmp_path: Path) -> None:
     assert QUERY in message
 
 
+def test_sides_that_are_no_matrices_are_refused(tmp_path: Path) -> None:
+    tensors = {f"{QUERY}.lora_A.weight": torch.ones(2), f"{QUERY}.lora_B.weight": torch.ones(32, 2)}
+    message = error_of(write_checkpoint(tmp_path / "model"), write_adapter(tmp_path / "adapter", tensors))
+    assert QUERY in message
+
+
 def test_a_replacement_of_the_wrong_shape_is_refused(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", {"model.norm.weight": torch.ones(31)})
     message = error_of(write_checkpoint(tmp_path / "model"), adapter)
@@ -675,7 +712,16 @@ def test_a_missing_or_corrupt_adapter_file_is_named(tmp_path: Path, name: str, c
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", '{"peft_type": "LORA", "lora_alpha": "8x"}', '{"peft_type": "LORA", "lora_alpha": null}']
+    "content",
+    [
+        "[]",
+        '{"peft_type": "LORA", "lora_alpha": "8x"}',
+        '{"peft_type": "LORA", "lora_alpha": null}',
+        '{"peft_type": "LORA", "lora_alpha": 8, "use_rslora": "yes"}',
+        '{"peft_type": "LORA", "lora_alpha": 8, "alpha_pattern": ["q_proj"]}',
+        '{"peft_type": "LORA", "lora_alpha": 8, "alpha_pattern": {"q_proj": "2"}}',
+        '{"peft_type": "LORA", "lora_alpha": 8, "alpha_pattern": {"(": 2}}',
+    ],
 )
 def test_adapter_settings_of_the_wrong_type_are_refused(tmp_path: Path, content: str) -> None:
     path = write_adapter(tmp_path / "adapter", lora_pair()) / "adapter_config.json"

@@ -133,6 +133,10 @@ def test_any_other_exception_names_the_function_the_fault_and_the_log(log: Path)
     assert "ZeroDivisionError" in log.read_text(encoding="utf-8")
 
 
+def test_an_exception_without_a_text_is_named_by_its_class(log: Path) -> None:
+    assert "raise_without_text: ZeroDivisionError" in failure("raise_without_text", log).message
+
+
 def test_an_exception_of_several_lines_becomes_one(log: Path) -> None:
     assert "first line" in failure("raise_with_lines", log).message
     assert "second line" in log.read_text(encoding="utf-8")
@@ -186,6 +190,22 @@ def test_the_time_limit_holds_when_a_grandchild_lives_on(log: Path) -> None:
     assert time.monotonic() - began < 5
 
 
+@linux
+def test_the_time_limit_stops_a_grandchild_too(log: Path) -> None:
+    events: list[dict[str, Any]] = []
+    with pytest.raises(ChildFailed, match="took longer than 2 s"):
+        run_child("child_functions:fork_and_sleep", {"seconds": 60}, log, 2.0, events.append)
+    assert wait_until(lambda: not runs(events[0]["grandchild"]), 5)
+
+
+@linux
+def test_abandoning_a_stream_stops_a_grandchild_too(log: Path) -> None:
+    stream = stream_child("child_functions:fork_and_sleep", {"seconds": 60}, log, 30.0)
+    grandchild = next(stream)["grandchild"]
+    stream.close()
+    assert wait_until(lambda: not runs(grandchild), 5)
+
+
 def test_output_goes_to_the_log_and_never_to_the_terminal(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run("print_everywhere", log)
     assert capfd.readouterr() == ("", "")
@@ -221,7 +241,8 @@ def test_an_error_in_the_event_handler_stops_the_child(log: Path) -> None:
 
 
 @linux
-def test_killing_the_parent_kills_the_child(log: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_interrupting_or_killing_the_parent_kills_the_child(log: Path, tmp_path: Path, name: str) -> None:
     pid_file = tmp_path / "pid"
     program = (
         "import sys; from pathlib import Path; from exporter.child import run_child\n"
@@ -229,13 +250,15 @@ def test_killing_the_parent_kills_the_child(log: Path, tmp_path: Path) -> None:
     )
     search = os.pathsep.join([str(REPOSITORY), str(HERE)])
     parent = subprocess.Popen(
-        [sys.executable, "-c", program, str(pid_file), str(log)], env={**os.environ, "PYTHONPATH": search}
+        [sys.executable, "-c", program, str(pid_file), str(log)],
+        env={**os.environ, "PYTHONPATH": search},
+        stderr=subprocess.DEVNULL,
     )
     try:
         assert wait_until(pid_file.exists, 20)
         child = int(pid_file.read_text(encoding="utf-8"))
         assert runs(child)
-        os.kill(parent.pid, signal.SIGKILL)
+        os.kill(parent.pid, getattr(signal, name))
         assert wait_until(lambda: not runs(child), 5)
     finally:
         parent.kill()

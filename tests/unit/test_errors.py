@@ -64,4 +64,4 @@ def test_a_recipe_error_with_one_problem_fits_on_one_line() -> None:
 def test_a_recipe_error_lists_every_problem() -> None:
     fault = RecipeError("my.yaml", ["first", "second", "third"], "correct them")
     assert fault.problems == ["first", "second", "third"]
-    assert str(fault) == "my.yaml: \n  - first\n  - second\n  - third; correct them"
+    assert str(fault) == "my.yaml:\n  - first\n  - second\n  - third; correct them"

@@ -13,6 +13,8 @@ import pytest
 from exporter.errors import ExitCode, UsageError
 from exporter.folder import OutputFolder
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Path:
@@ -154,9 +156,65 @@ def test_leftovers_of_a_dead_process_are_removed_when_the_name_has_glob_characte
 
 
 def test_a_retired_folder_of_a_dead_process_is_removed(parent: Path, dead_process: int) -> None:
+    write(parent / "out", "newer")
     leftover(parent, "out", dead_process).rename(parent / f".out-{dead_process}-abc123.replaced")
-    write(parent / "out", "new")
+    write(parent / "out", "newest", force=True)
     assert names(parent) == ["out"]
+    assert (parent / "out/file.txt").read_text(encoding="utf-8") == "newest"
+
+
+def die_between_the_renames(destination: Path, action: str) -> int:
+    """Runs a replacement in another process that does `action` when the old folder has just been moved aside."""
+    program = (
+        "import os, signal, sys; from pathlib import Path; from exporter.folder import OutputFolder\n"
+        "rename = Path.rename\n"
+        "def rename_and_die(self, target):\n"
+        "    result = rename(self, target)\n"
+        f"    if str(target).endswith('.replaced'): {action}\n"
+        "    return result\n"
+        "Path.rename = rename_and_die\n"
+        "with OutputFolder(Path(sys.argv[1]), True) as folder:\n"
+        "    (folder / 'file.txt').write_text('new')"
+    )
+    command = [sys.executable, "-c", program, str(destination)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode
+
+
+def test_a_writer_killed_between_its_two_renames_loses_nothing(parent: Path) -> None:
+    write(parent / "out", "old")
+    assert die_between_the_renames(parent / "out", "os.kill(os.getpid(), signal.SIGKILL)") == -9
+    assert not (parent / "out").exists()
+    with pytest.raises(UsageError, match="exists"):
+        write(parent / "out", "newer")
+    assert (parent / "out/file.txt").read_text(encoding="utf-8") == "old"
+    write(parent / "out", "newest", force=True)
+    assert names(parent) == ["out"]
+    assert (parent / "out/file.txt").read_text(encoding="utf-8") == "newest"
+
+
+def test_an_interrupt_between_the_two_renames_puts_the_old_folder_back(parent: Path) -> None:
+    write(parent / "out", "old")
+    assert die_between_the_renames(parent / "out", "raise KeyboardInterrupt") != 0
+    assert names(parent) == ["out"]
+    assert (parent / "out/file.txt").read_text(encoding="utf-8") == "old"
+
+
+def test_a_file_that_appears_during_the_work_is_not_replaced(parent: Path) -> None:
+    output = OutputFolder(parent / "out", force=True)
+    (output.__enter__() / "file.txt").touch()
+    (parent / "out").write_text("precious", encoding="utf-8")
+    with pytest.raises(UsageError, match="is a file"):
+        output.__exit__(None, None, None)
+    assert names(parent) == ["out"]
+    assert (parent / "out").read_text(encoding="utf-8") == "precious"
+
+
+def test_leftovers_that_only_resemble_ours_are_kept(parent: Path, dead_process: int) -> None:
+    kept = [leftover(parent, f"out-{dead_process}", dead_process), leftover(parent, "oXt", dead_process)]
+    kept.append(parent / ".out-99999999999999999999-abc123.partial")
+    kept[-1].mkdir()
+    write(parent / "out", "new")
+    assert names(parent) == sorted(["out", *(folder.name for folder in kept)])
 
 
 def test_the_partial_folder_of_a_live_process_is_kept(parent: Path) -> None:
@@ -185,8 +243,7 @@ def test_a_killed_writer_leaves_no_result_and_the_next_one_cleans_up(parent: Pat
         "with OutputFolder(Path(sys.argv[1]), False) as folder:\n"
         "    (folder / 'half.bin').touch(); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    repository = Path(__file__).resolve().parents[2]
-    killed = subprocess.run([sys.executable, "-c", program, str(parent / "out")], cwd=repository, check=False)
+    killed = subprocess.run([sys.executable, "-c", program, str(parent / "out")], cwd=REPOSITORY, check=False)
     assert killed.returncode == -9
     assert len(names(parent)) == 1
     assert not (parent / "out").exists()

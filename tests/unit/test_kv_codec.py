@@ -117,6 +117,15 @@ def test_symmetric_codes_err_by_at_most_one_step_of_the_signed_peak(
     assert bool((error <= step * 0.501 + rounding)[inner].all())
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_opposite_of_the_signed_peak_saturates_one_step_short(bits: int, sign: float) -> None:
+    codec = KvCodec(KvFormat(bits, KvScaling.PER_TOKEN), ChannelConstants.identity(1, 4))
+    step = 2.0 ** (1 - bits)
+    decoded = codec.decode(codec.encode(sign * torch.tensor([[[1.0, -1.0, 0.0, 0.5]]])))
+    assert (sign * decoded).tolist() == [[[1.0, step - 1.0, 0.0, 0.5]]]
+
+
 @formats(*[entry for entry in PER_TOKEN if entry.zero_point])
 @given(seed=seeds, width=widths, magnitude=magnitudes)
 @examples(40)

@@ -13,7 +13,14 @@ import pytest
 
 from exporter.checkpoint.checkpoint import file_sha256
 from exporter.errors import ExitCode, GateFailed, UsageError
-from exporter.manifest import MANIFEST_FILE, check_integrity, read_manifest, tool_versions, write_manifest
+from exporter.manifest import (
+    MANIFEST_FILE,
+    check_integrity,
+    exported_recipe,
+    read_manifest,
+    tool_versions,
+    write_manifest,
+)
 from exporter.recipe import Recipe
 
 CREATED = "2030-01-02T03:04:05+00:00"
@@ -160,6 +167,22 @@ def test_a_manifest_with_broken_outputs_is_an_error_of_ours(export: Path, output
     (export / MANIFEST_FILE).write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises((UsageError, GateFailed)):
         check(export)
+
+
+@pytest.mark.parametrize("recipe", ["absent", None, [], {}, {"name": "mine", "sed": 1}, {"name": "mine", "seed": "x"}])
+def test_a_manifest_without_a_valid_recipe_is_no_export(export: Path, recipe: Any) -> None:
+    values = {**read_manifest(export), "recipe": recipe}
+    if recipe == "absent":
+        del values["recipe"]
+    with pytest.raises(UsageError) as caught:
+        exported_recipe(export, values)
+    assert f"{export / MANIFEST_FILE}: recipe: " in caught.value.message
+    assert caught.value.next_step
+    assert "\n" not in str(caught.value)
+
+
+def test_the_recipe_of_an_export_is_the_one_that_made_it(export: Path) -> None:
+    assert exported_recipe(export, read_manifest(export)) == Recipe(name="mine", seed=7)
 
 
 def test_file_sha256_hashes_files_larger_than_its_buffer(tmp_path: Path) -> None:

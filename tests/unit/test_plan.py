@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -219,8 +218,7 @@ def refusal(spec: DecoderSpec, *overrides: str) -> str:
 def offered_settings(message: str) -> list[str]:
     """The `--set` values of the nearest combination that a refusal names, the first of alternatives."""
     text = message.partition("nearest that works: ")[2]
-    meant = re.match(r"did you mean '(\w+)'", text)
-    return [f"target.soc={meant[1]}"] if meant else [setting.strip() for setting in text.split(" or ")[0].split(",")]
+    return [setting.strip() for setting in text.split(" or ")[0].split(",")]
 
 
 def unequal_rotary(spec: DecoderSpec) -> DecoderSpec:
@@ -256,17 +254,48 @@ REFUSED = [
         unchanged, ["kv_cache.zero_point=true"], "zero point", "kv_cache.zero_point=false", id="zero point per token"
     ),
     pytest.param(unchanged, ["kv_cache.rotation=true"], "rotation", "kv_cache.rotation=false", id="rotation per token"),
-    pytest.param(tanh_gelu, [], "tanh", "target.kind=", id="tanh GELU"),
-    pytest.param(unequal_rotary, [], "different rotary", "target.kind=", id="unequal rotary settings"),
-    pytest.param(no_rotary, [], "without rotary", "target.kind=", id="no rotary embedding"),
     pytest.param(odd_head_dim, ["kv_cache.bits=4"], "head_dim 7 is odd", "kv_cache.bits=8", id="odd head_dim in INT4"),
     pytest.param(
         unchanged, ["cache.sinks=4"], "cache.sinks has no effect", "cache.sinks=0", id="sinks without a window"
     ),
+    pytest.param(
+        unchanged, ["cache.window=500", "cache.sinks=12"], "cache.sinks", "cache.sinks=0", id="sinks that hide nothing"
+    ),
+    pytest.param(
+        unchanged, ["cache.context=128"], "verify.window 256", "verify.window=128", id="verify.window over the context"
+    ),
+    pytest.param(
+        unchanged, ["verify.window=513"], "verify.window 513", "verify.window=512", id="verify.window over the model's"
+    ),
+    pytest.param(
+        unchanged,
+        ["cache.context=8", "verify.decode_tokens=4"],
+        "verify.window 256",
+        "cache.context=16",
+        id="context below every window",
+    ),
+    pytest.param(
+        unchanged, ["verify.decode_tokens=256"], "decode_tokens", "verify.decode_tokens=255", id="nothing to prefill"
+    ),
+    pytest.param(
+        unchanged,
+        ["calibration.window=513"],
+        "calibration.window 513",
+        "calibration.window=512",
+        id="calibration.window over the model's limit",
+    ),
 ]
+"""Refusals that some other recipe avoids."""
+
+REFUSED_MODELS = [
+    pytest.param(tanh_gelu, [], "tanh", "a model with SiLU, ReLU or the exact GELU", id="tanh GELU"),
+    pytest.param(unequal_rotary, [], "different rotary", "a model whose layers share", id="unequal rotary settings"),
+    pytest.param(no_rotary, [], "without rotary", "a model with rotary embedding", id="no rotary embedding"),
+]
+"""Refusals that no recipe avoids on any target that there is."""
 
 
-@pytest.mark.parametrize(("change", "overrides", "reason", "nearest"), REFUSED)
+@pytest.mark.parametrize(("change", "overrides", "reason", "nearest"), [*REFUSED, *REFUSED_MODELS])
 def test_a_combination_that_the_npu_cannot_do_is_refused_with_reason_and_nearest(
     change: Callable[[DecoderSpec], DecoderSpec], overrides: list[str], reason: str, nearest: str
 ) -> None:
@@ -282,6 +311,19 @@ def test_the_nearest_that_a_refusal_names_is_accepted(
     spec = change(spec_of(tiny_config()))
     chosen = recipe(*overrides, *offered_settings(refusal(spec, *overrides)))
     assert check_refusals(spec, chosen, find_target(chosen.target.kind)) is None
+
+
+@pytest.mark.parametrize(("change", "overrides", "reason", "nearest"), REFUSED_MODELS)
+def test_a_refusal_of_a_model_offers_no_target_that_is_not_there(
+    change: Callable[[DecoderSpec], DecoderSpec], overrides: list[str], reason: str, nearest: str
+) -> None:
+    assert "target.kind" not in refusal(change(spec_of(tiny_config())), *overrides)
+
+
+def test_a_chipset_that_resembles_none_gets_the_list() -> None:
+    message = refusal(spec_of(tiny_config()), "target.soc=pixel")
+    assert "one of these" in message
+    assert all(name in message for name in CHIPSETS)
 
 
 def test_every_reason_is_given_at_once() -> None:

@@ -173,7 +173,7 @@ def test_a_gate_can_be_switched_off(write: Write) -> None:
     assert load_recipe(write("gates: {mean_kl_max: null}")).gates.mean_kl_max is None
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "just text", "3", "[]"])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text", "3", "[]", "false", "0", "''"])
 def test_a_file_that_is_no_mapping_is_refused(write: Write, text: str) -> None:
     (problem,) = problems(write(text))
     assert "mapping" in problem
@@ -196,6 +196,8 @@ def test_a_file_that_is_no_mapping_is_refused(write: Write, text: str) -> None:
         "seed: 0b_",
         "seed: 0x_",
         "name: !!timestamp abc",
+        "seed: !!int ''",
+        "seed: !!bool abc",
     ],
 )
 def test_a_file_that_is_no_yaml_is_one_problem(write: Write, text: str) -> None:
@@ -290,6 +292,21 @@ def test_a_parent_given_as_a_file_is_found_beside_the_child(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert load_recipe(write("extends: base.yaml\n")).seed == 5
+
+
+def test_a_parent_beside_the_child_comes_before_one_in_the_working_folder(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("seed: 5\n", "base")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    Path("base.yaml").write_text("seed: 6\n", encoding="utf-8")
+    assert load_recipe(write("extends: base.yaml\n")).seed == 5
+
+
+@pytest.mark.parametrize("parent", ["0", "false", "[]"])
+def test_a_parent_that_is_false_is_not_ignored(write: Write, parent: str) -> None:
+    assert "unknown recipe" in usage_error(write(f"extends: {parent}\n"))
 
 
 def test_a_fault_of_a_parent_is_found_through_the_child(write: Write) -> None:
@@ -388,6 +405,16 @@ def test_an_override_whose_value_is_no_yaml_is_refused(write: Write, text: str) 
 @pytest.mark.parametrize("override", ["kv_cache.bitz=8", "kv_cach.bits=8", "kv_cache.bits=5", "a.b.c=1", ".=1", "..=1"])
 def test_an_override_obeys_the_schema(write: Write, override: str) -> None:
     assert len(problems(write(""), override)) == 1
+
+
+def test_a_fault_of_an_override_is_told_from_one_of_the_file(write: Write) -> None:
+    source = write("sed: 1\nkv_cache: {bits: 5}\n")
+    found = problems(source, "cache.chunk=0", "kv_cache.bits=6", "seed=2")
+    assert {problem.split(":")[0]: problem.endswith(" (given by --set)") for problem in found} == {
+        "sed": False,
+        "cache.chunk": True,
+        "kv_cache.bits": True,
+    }
 
 
 def test_faults_of_file_and_overrides_are_reported_together(write: Write) -> None:

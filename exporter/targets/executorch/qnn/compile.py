@@ -7,8 +7,6 @@ are written down. Runs in a child process: the compiler prints and can crash. En
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import executorch.backends.qualcomm.python.PyQnnManagerAdaptor as qnn
 import numpy as np
 import torch
@@ -48,6 +46,7 @@ from exporter.targets.executorch.qnn.graph import (
     Storage,
     Value,
 )
+from exporter.targets.executorch.qnn.program import CompiledContext
 
 _PACKAGE = "qti.aisw"
 _DATA = qnn.Qnn_DataType_t
@@ -60,14 +59,6 @@ _DATA_TYPES = {
 }
 _TORCH_TYPES = {Storage.UINT16: torch.uint16, Storage.UINT8: torch.uint8}
 _NUMPY_TYPES = {Storage.UINT16: np.uint16, Storage.UINT8: np.uint8}
-
-
-@dataclass(frozen=True)
-class CompiledContext:
-    """A context binary holding one graph per method, and the compile options that the runtime needs with it."""
-
-    binary: bytes
-    options: bytes
 
 
 def input_name(position: int, value: Value) -> str:

@@ -18,8 +18,9 @@ from exporter.targets.executorch.qnn.lower import DECODE, EMBEDDING_FILE, HOST_F
 class EmbeddingTable:
     """Rows of the token table: codes uint8 [V, ceil(D / 2)], low nibble first, or int8 [V, D]; scales float16 [V, groups]."""
 
-    def __init__(self, codes: np.ndarray, scales: np.ndarray, hidden_size: int) -> None:
-        self.codes, self.scales, self.hidden_size = codes, scales.astype(np.float32), hidden_size
+    def __init__(self, codes: np.ndarray, scales: np.ndarray, hidden_size: int, group_size: int) -> None:
+        self.codes, self.scales = codes, scales.astype(np.float32)
+        self.hidden_size, self.group_size = hidden_size, group_size
 
     def row(self, token_id: int) -> np.ndarray:
         """float32 [D]."""
@@ -29,8 +30,7 @@ class EmbeddingTable:
             values = np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.float32)
         else:
             values = packed.astype(np.float32)
-        group = -(-self.hidden_size // self.scales.shape[1])
-        return values * np.repeat(self.scales[token_id], group)[: self.hidden_size]
+        return values * np.repeat(self.scales[token_id], self.group_size)[: self.hidden_size]
 
 
 class QnnDriver:
@@ -78,7 +78,8 @@ def open_driver(folder: Path, for_verification: bool) -> QnnDriver:
     ]
     table = load_file(folder / EMBEDDING_FILE)
     methods = load_methods(folder / "verification" / PROGRAM_FILE, signatures)
-    return QnnDriver(methods, layout, EmbeddingTable(table["codes"], table["scales"], layout.hidden_size))
+    rows = EmbeddingTable(table["codes"], table["scales"], layout.hidden_size, layout.embedding_group_size)
+    return QnnDriver(methods, layout, rows)
 
 
 def _values(entries: list[dict[str, Any]]) -> tuple[Value, ...]:

@@ -14,6 +14,9 @@ from exporter.targets.executorch.qnn.graph import MOVES_DATA, Encoding, HtpGraph
 SOFTMAX_SPAN = 14.0
 """exp(-14) is below one step of the 16-bit probabilities."""
 
+MASK = "mask"
+"""Key of the one encoding that all mask inputs share; their names begin with it."""
+
 MARGIN = 0.05
 """Calibrated ranges are widened by this share of their span on each side that is not zero."""
 
@@ -57,15 +60,16 @@ def choose_encodings(graph: HtpGraph, recorder: RangeRecorder) -> dict[str, Enco
         chosen = fixed[0] if fixed else _range_encoding(members, recorder)
         for name in members:
             encodings[name] = values[name].fixed or chosen
-    for value in graph.inputs:
-        if value.name.startswith("mask_"):
-            encodings[value.name] = _mask_encoding(graph, encodings)
+    encodings[MASK] = _mask_encoding(graph, encodings)
     return encodings
 
 
 def extend_encodings(graph: HtpGraph, encodings: dict[str, Encoding]) -> dict[str, Encoding]:
-    """Encodings for another method of the same decoder: values it alone has are moves of values that both have."""
+    """Encodings for another method of the same decoder: values it alone has are inputs, or moves of values that both have."""
     extended = dict(encodings)
+    for value in graph.inputs:
+        if value.name not in extended or value.name.startswith(MASK):
+            extended[value.name] = value.fixed or encodings[MASK]
     for operation in graph.operations:
         output, source = operation.output, operation.inputs[0]
         if output.name not in extended and output.storage is not Storage.INT32:

@@ -48,6 +48,7 @@ class HostLayout:
     logits_zero: int
     rotary_frequencies: tuple[float, ...]
     kv_bits: int
+    embedding_group_size: int
     layers: tuple[HostLayer, ...]
 
     def to_json(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from exporter.child import Emit
+from exporter.decoder.cache import LayerCache
 from exporter.decoder.forward import decode_chunk
 from exporter.decoder.rotary import inverse_frequencies
 from exporter.decoder.spec import EMBEDDING
@@ -36,22 +38,27 @@ _TRAFFIC = re.compile(r"spill_bytes=(\d+)\s+fill_bytes=(\d+)\s+write_total_bytes
 
 def build_graphs(decoder: QuantizedDecoder) -> dict[str, HtpGraph]:
     """The graphs of both methods, from the one decoder."""
-    encoding = hidden_encoding(decoder)
-    graphs = {}
-    for name, chunk in ((PREFILL, decoder.chunk), (DECODE, 1)):
-        ops = QnnOps(
-            name,
-            decoder.spec,
-            decoder.weights,
-            decoder.layout,
-            chunk,
-            decoder.kv_format,
-            decoder.kv_constants,
-            encoding,
-        )
-        decode_chunk(ops, decoder.spec, None)
-        graphs[name] = ops.graph
-    return graphs
+    return {
+        PREFILL: build_graph(PREFILL, decoder, decoder.chunk, decoder.layout),
+        DECODE: build_graph(DECODE, decoder, 1, decoder.layout),
+    }
+
+
+def build_graph(name: str, decoder: QuantizedDecoder, chunk: int, layout: tuple[LayerCache, ...]) -> HtpGraph:
+    """One method for chunks of `chunk` tokens against caches laid out by `layout`."""
+    ops = QnnOps(
+        name,
+        decoder.spec,
+        decoder.weights,
+        layout,
+        chunk,
+        decoder.kv_format,
+        decoder.kv_constants,
+        hidden_encoding(decoder),
+    )
+    graph_input: Any = None  # hidden states are an input of the graph: token ids stay on the host
+    decode_chunk(ops, decoder.spec, graph_input)
+    return ops.graph
 
 
 def hidden_encoding(decoder: QuantizedDecoder) -> Encoding:
@@ -96,42 +103,37 @@ def host_layout(decoder: QuantizedDecoder, logits: Encoding) -> HostLayout:
         logits.zero_point,
         frequencies,
         decoder.kv_format.bits,
+        decoder.weights.quantized(EMBEDDING).format.group_size,
         tuple(layers),
     )
 
 
-def calibrate_activations(
-    decoder: QuantizedDecoder, graph: HtpGraph, windows: list[list[int]], emit: Emit
-) -> dict[str, Encoding]:
-    """Runs the prefill graph in float on calibration text, through the host's own rings, and chooses every encoding."""
+def calibrate_activations(decoder: QuantizedDecoder, windows: list[list[int]], emit: Emit) -> dict[str, Encoding]:
+    """Runs calibration windows in float and chooses the encoding of every value, by name, for both methods.
+
+    Each window is one chunk of a graph of its own with an empty cache: the same values under the same names as in the methods'
+    graphs, in far fewer and larger products than through the ring.
+    """
+    length = len(windows[0])
+    layout = tuple(LayerCache(2, layer.window, 0) for layer in decoder.layout)
+    graph = build_graph("calibration", decoder, length, layout)
     recorder, evaluator = RangeRecorder(graph), GraphEvaluator(graph)
     placeholder = Encoding(Storage.UINT16, 1.0, 0)
-    layout, table = host_layout(decoder, placeholder), decoder.weights
+    constants = host_layout(replace(decoder, layout=layout), placeholder)
 
     def row(token_id: int) -> np.ndarray:
-        return table.rows(EMBEDDING, torch.tensor([token_id]))[0].numpy()
+        return decoder.weights.rows(EMBEDDING, torch.tensor([token_id]))[0].numpy()
 
-    no_logits = np.zeros((decoder.chunk, decoder.spec.vocab_size), np.uint16)
     for done, window in enumerate(windows):
-        host = Host(layout, row)
-        for start in range(0, len(window) - decoder.chunk + 1, decoder.chunk):
-            inputs = {
-                name: torch.from_numpy(codes.astype(np.int32))
-                for name, codes in host.inputs(window[start : start + decoder.chunk], decoder.chunk).items()
-            }
-            real = {value.name: _real_input(value.name, value.fixed, inputs[value.name]) for value in graph.inputs}
-            outputs = evaluator.run(real, recorder.observe)
-            codes = {
-                value.name: value.fixed.quantize(outputs[value.name]).numpy().astype(np.uint8)
-                for value in graph.outputs
-                if value.fixed is not None
-            }
-            host.commit({**codes, "logits": no_logits}, decoder.chunk)
+        inputs = Host(constants, row).inputs(window, length)
+        codes = {name: torch.from_numpy(array.astype(np.int32)) for name, array in inputs.items()}
+        real = {value.name: _real_input(value.fixed, codes[value.name]) for value in graph.inputs}
+        evaluator.run(real, recorder.observe)
         emit({"progress": (done + 1) / len(windows)})
     return choose_encodings(graph, recorder)
 
 
-def _real_input(name: str, fixed: Encoding | None, codes: torch.Tensor) -> torch.Tensor:
+def _real_input(fixed: Encoding | None, codes: torch.Tensor) -> torch.Tensor:
     """Masks have no encoding yet: hidden positions get a number below every score."""
     if fixed is None:
         return torch.where(codes == HIDDEN, -1e6, 0.0)
@@ -147,20 +149,21 @@ def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
     decoder = load_quantized(Path(arguments["quantized"]))
     graphs = build_graphs(decoder)
-    encodings = calibrate_activations(decoder, graphs[PREFILL], arguments["windows"], emit)
-    encodings = extend_encodings(graphs[DECODE], encodings)
+    encodings = calibrate_activations(decoder, arguments["windows"], emit)
+    for graph in graphs.values():
+        encodings = extend_encodings(graph, encodings)
     decoder.weights.release()
     sdk.load_libraries()
     methods = list(graphs.values())
     signatures = [DelegatedMethod.of(graph) for graph in methods]
     artifact, verification = Path(arguments["artifact"]), Path(arguments["verification"])
-    sizes = {}
-    for folder, shared in ((verification, False), (artifact, bool(arguments["share_weights"]))):
-        _announce(f"context {'shared' if shared else 'unshared'}")
-        context = compile_graphs(methods, encodings, arguments["soc"], shared)
-        (folder / PROGRAM_FILE).write_bytes(delegate_program(signatures, context.binary, context.options))
-        sizes[folder] = len(context.binary)
-        emit({"progress": 1.0})
+    shared = bool(arguments["share_weights"])
+    _announce("context unshared")
+    separate = [compile_graphs([graph], encodings, arguments["soc"], share_weights=False) for graph in methods]
+    (verification / PROGRAM_FILE).write_bytes(delegate_program(signatures, separate))
+    _announce("context shared")
+    shipped = [compile_graphs(methods, encodings, arguments["soc"], share_weights=True)] if shared else separate
+    (artifact / PROGRAM_FILE).write_bytes(delegate_program(signatures, shipped))
     _announce("end")
     _write_host_files(decoder, graphs, encodings, artifact)
     kernels = {
@@ -183,9 +186,9 @@ def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "slots_per_layer": [layer.slots for layer in decoder.layout],
         "notes": {
             "operators_per_method": {graph.name: len(graph.operations) for graph in methods},
-            "context_bytes_shared": sizes[artifact],
-            "context_bytes_unshared": sizes[verification],
-            "weights_shared_between_methods": bool(arguments["share_weights"]),
+            "context_bytes_shipped": sum(len(context.binary) for context in shipped),
+            "context_bytes_unshared": sum(len(context.binary) for context in separate),
+            "weights_shared_between_methods": shared,
             "compiler_ddr_bytes": _ddr_traffic(Path(arguments["log"]), [graph.name for graph in methods]),
         },
     }

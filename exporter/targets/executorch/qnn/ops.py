@@ -86,7 +86,8 @@ class QnnOps:
         )
 
     def split_heads(self, value: Value, heads: int) -> Value:
-        return self._reshape(value, (1, self.chunk, heads, value.shape[-1] // heads))
+        shape = (1, self.chunk, heads, value.shape[-1] // heads)
+        return self.graph.add("Reshape", self._inner(f"{value.name}_heads", shape), value)
 
     def rotary(self, value: Value, rotary: RotarySpec) -> Value:
         half, width = rotary.dimensions // 2, value.shape[-1]
@@ -136,23 +137,22 @@ class QnnOps:
             3,
         )
         probabilities = self._masked_softmax(prefix, attention, scores, MaskKind.of(self.layout[layer]))
-        mixed = self._binary(
-            "ElementWiseAdd",
-            f"{prefix}.mixed",
-            (1, heads, rows, head_dim),
-            *(
-                self._matmul(f"{prefix}.cache_mixed", self._slice(probabilities, 3, 0, slots), cached_values, head_dim),
-                self._matmul(
-                    f"{prefix}.chunk_mixed",
-                    self._slice(probabilities, 3, slots, slots + self.chunk),
-                    new_values,
-                    head_dim,
-                ),
-            ),
-        )
+        mixed = self._mixed_values(prefix, probabilities, cached_values, new_values, cache_encoding(constants.value))
         by_head = self._reshape(mixed, (1, attention.query_heads, self.chunk, head_dim))
         restored = self._restored(self._transpose(by_head, (0, 2, 1, 3)), constants.value, attention)
         return self._reshape(restored, (1, 1, self.chunk, attention.query_heads * head_dim))
+
+    def _mixed_values(self, prefix: str, probabilities: Value, cached: Value, new: Value, codes: Encoding) -> Value:
+        """Weighted means of cached and of new values, added. Parts of a convex combination stay within the values' own range,
+        so their encoding is known without calibration."""
+        slots, head_dim = cached.shape[2], cached.shape[3]
+        shape = (*probabilities.shape[:-1], head_dim)
+        encoding = Encoding.of_range(*code_range(codes, self.kv_format.bits))
+        parts = []
+        for name, start, stop, values in (("cache", 0, slots, cached), ("chunk", slots, slots + self.chunk, new)):
+            part = self._inner(f"{prefix}.{name}_mixed", shape, encoding)
+            parts.append(self.graph.add("MatMul", part, self._slice(probabilities, 3, start, stop), values))
+        return self.graph.add("ElementWiseAdd", self._inner(f"{prefix}.mixed", shape, encoding), *parts)
 
     def activation(self, value: Value, kind: Activation) -> Value:
         if kind is Activation.SILU:
@@ -215,7 +215,7 @@ class QnnOps:
         if self.kv_format.bits == 8:
             return self.graph.add("Convert", Value(name, moved.shape, Role.OUTPUT, Storage.UINT8, encoding), moved)
         clamped = self._inner(f"{name}_clamped", moved.shape)
-        low, high = (0 - constants.zero) * constants.scale, (15 - constants.zero) * constants.scale
+        low, high = code_range(encoding, self.kv_format.bits)
         self.graph.add("ReluMinMax", clamped, moved, min_value=low, max_value=high)
         return self.graph.add("Convert", Value(name, moved.shape, Role.OUTPUT, Storage.UINT8, encoding), clamped)
 
@@ -307,6 +307,11 @@ class QnnOps:
 def cache_encoding(constants: ChannelConstants) -> Encoding:
     """Cache codes as the HTP reads them. INT4 codes use the lowest 16 of the 256 levels."""
     return Encoding(Storage.UINT8, constants.scale, constants.zero)
+
+
+def code_range(encoding: Encoding, bits: int) -> tuple[float, float]:
+    """Real values of the lowest and the highest cache code."""
+    return -encoding.zero_point * encoding.scale, (2**bits - 1 - encoding.zero_point) * encoding.scale
 
 
 def rotary_encoding(rotary: RotarySpec) -> Encoding:

@@ -33,6 +33,15 @@ from executorch.exir.schema import (
 
 from exporter.targets.executorch.qnn.graph import HtpGraph, Storage, Value
 
+
+@dataclass(frozen=True)
+class CompiledContext:
+    """A context binary holding the graphs of one or more methods, and the compile options that the runtime needs with it."""
+
+    binary: bytes
+    options: bytes
+
+
 _SCALAR_TYPES = {Storage.UINT16: ScalarType.UINT16, Storage.UINT8: ScalarType.BYTE, Storage.INT32: ScalarType.INT}
 _ALIGNMENT = 64
 _COMPILE_SPEC_KEY = "qnn_compile_spec"
@@ -52,21 +61,26 @@ class DelegatedMethod:
         return DelegatedMethod(graph.name, tuple(graph.inputs), tuple(graph.outputs))
 
 
-def delegate_program(methods: list[DelegatedMethod], binary: bytes, options: bytes) -> bytes:
-    """The bytes of a .pte in which every method is one call into `binary`."""
-    specs = [CompileSpec(_COMPILE_SPEC_KEY, options)]
+def delegate_program(methods: list[DelegatedMethod], contexts: list[CompiledContext]) -> bytes:
+    """The bytes of a .pte in which every method is one call: all into the same context, or each into its own."""
+    if len(contexts) not in (1, len(methods)):
+        raise ValueError(f"{len(methods)} methods need one context or one each, not {len(contexts)}")
+    places = [0] * len(methods) if len(contexts) == 1 else range(len(methods))
     program = Program(
         version=0,
-        execution_plan=[_execution_plan(method, specs) for method in methods],
+        execution_plan=[
+            _execution_plan(method, place, [CompileSpec(_COMPILE_SPEC_KEY, contexts[place].options)])
+            for method, place in zip(methods, places, strict=True)
+        ],
         constant_buffer=[Buffer(storage=b"")],
-        backend_delegate_data=[BackendDelegateInlineData(data=binary)],
+        backend_delegate_data=[BackendDelegateInlineData(data=context.binary) for context in contexts],
         segments=[],
         constant_segment=SubsegmentOffsets(segment_index=0, offsets=[]),
     )
     return bytes(_serialize_pte_binary(_PTEFile(program=program), extract_delegate_segments=True))
 
 
-def _execution_plan(method: DelegatedMethod, specs: list[CompileSpec]) -> ExecutionPlan:
+def _execution_plan(method: DelegatedMethod, place: int, specs: list[CompileSpec]) -> ExecutionPlan:
     """Inputs are the caller's memory; outputs lie one after another in the method's arena."""
     values = [EValue(_tensor(value, None)) for value in method.inputs]
     arena = 0
@@ -87,7 +101,7 @@ def _execution_plan(method: DelegatedMethod, specs: list[CompileSpec]) -> Execut
         outputs=everything[count:],
         chains=[Chain(inputs=[], outputs=[], instructions=[call], stacktrace=None)],
         operators=[],
-        delegates=[BackendDelegate(_BACKEND, BackendDelegateDataReference(DataLocation.INLINE, 0), specs)],
+        delegates=[BackendDelegate(_BACKEND, BackendDelegateDataReference(DataLocation.INLINE, place), specs)],
         non_const_buffer_sizes=[0, arena],
     )
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+
 from exporter.child import run_child
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import Activation, DecoderSpec
 from exporter.errors import ToolchainMissing
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSettings
 from exporter.recipe import Recipe
-from exporter.registry import did_you_mean
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Refusal, TiedStorage
 from exporter.targets.executorch.qnn import sdk
-from exporter.targets.executorch.qnn.blocks import SMALLEST_BLOCK, kernel_block, kernel_columns
 
 LOWER_TIME_LIMIT_S = 3600.0
 
@@ -43,15 +43,15 @@ class QnnTarget:
         return TiedStorage(
             False,
             table.stored_bytes(spec.vocab_size, spec.hidden_size),
-            "the HTP keeps the head in its own layout inside the context binary, so the host's lookup table is a second copy "
-            "of the same codes",
+            "the HTP keeps the head in its own layout inside the context binary, so the host's lookup table is a "
+            "second copy of the same codes",
         )
 
     def remarks(self, spec: DecoderSpec, recipe: Recipe, layout: tuple[LayerCache, ...]) -> list[str]:
         if recipe.kv_cache.bits == 4:
             return [
-                "INT4 KV halves the cache in memory, but the HTP unpacks it through a table gather: the compiler's DDR traffic is in "
-                "report.json beside the time it takes in the simulator; INT8 stays the default"
+                "INT4 KV halves the cache in memory, but the HTP unpacks it through a table gather: the compiler's DDR "
+                "traffic is in report.json beside the time it takes in the simulator; INT8 stays the default"
             ]
         return []
 
@@ -92,9 +92,11 @@ def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
     found = []
     chipsets = sdk.chipset_names()
     if chipsets and recipe.target.soc not in chipsets:
+        nearest = difflib.get_close_matches(recipe.target.soc, chipsets, n=1)
         found.append(
             Refusal(
-                f"target.soc {recipe.target.soc!r} is unknown to ExecuTorch", did_you_mean(recipe.target.soc, chipsets)
+                f"target.soc {recipe.target.soc!r} is unknown to ExecuTorch, which has {', '.join(sorted(chipsets))}",
+                f"target.soc={nearest[0]}" if nearest else "one of these",
             )
         )
     if recipe.weights.scale_format is not ScaleFormat.LPBQ:
@@ -120,39 +122,29 @@ def _spec_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     found = []
     if any(layer.feed_forward.activation is Activation.GELU_TANH for layer in spec.layers):
         found.append(
-            Refusal("the HTP has the exact GELU only, the model uses its tanh approximation", "target.kind=onnx")
+            Refusal(
+                "the HTP has the exact GELU only, the model uses its tanh approximation",
+                "a model with SiLU, ReLU or the exact GELU",
+            )
         )
     if len({layer.attention.rotary for layer in spec.layers}) > 1:
         found.append(
-            Refusal("layers with different rotary settings are not supported by this target yet", "target.kind=onnx")
+            Refusal(
+                "layers with different rotary settings are not supported yet",
+                "a model whose layers share one setting",
+            )
         )
     if any(layer.attention.rotary is None for layer in spec.layers):
         found.append(
-            Refusal("layers without rotary embedding are not supported by this target yet", "target.kind=onnx")
+            Refusal(
+                "layers without rotary embedding are not supported yet",
+                "a model with rotary embedding in every layer",
+            )
         )
     odd = [layer.attention.head_dim for layer in spec.layers if layer.attention.head_dim % 2]
     if odd and recipe.kv_cache.bits == 4:
         found.append(Refusal(f"INT4 KV packs channel pairs, head_dim {odd[0]} is odd", "kv_cache.bits=8"))
-    group = recipe.weights.group_size
-    for name, columns in _matrix_columns(spec).items():
-        padded = kernel_columns(columns, group)
-        if group < columns and kernel_block(padded, group) < SMALLEST_BLOCK:
-            found.append(
-                Refusal(
-                    f"{name}: groups of {group} leave blocks below {SMALLEST_BLOCK} in {columns} channels",
-                    "weights.group_size=32",
-                )
-            )
     return found
-
-
-def _matrix_columns(spec: DecoderSpec) -> dict[str, int]:
-    layer = spec.layers[0]
-    return {
-        "hidden_size": spec.hidden_size,
-        "attention.output": layer.attention.query_heads * layer.attention.head_dim,
-        "feed_forward.down": layer.feed_forward.hidden_size,
-    }
 
 
 TARGETS.add("executorch-qnn", QnnTarget())
