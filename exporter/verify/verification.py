@@ -129,7 +129,7 @@ def _gates(
     artifact: float,
     quantized_all: float,
 ) -> list[Gate]:
-    limits = recipe.gates
+    limits = recipe.gates_int4_kv if recipe.kv_cache.bits == 4 else recipe.gates
     return [
         Gate("parity.top1_agreement", parity.top1_agreement, limits.top1_agreement_min, smallest=True),
         Gate("parity.mean_kl", parity.mean_kl, limits.mean_kl_max),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import importlib.util
 import re
 import shlex
@@ -24,6 +26,10 @@ PAGES = sorted(
     [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "examples").glob("*.md")]
 )
 REPORT_PAGE = REPOSITORY / "docs" / "reference" / "report.md"
+WRITTEN = [path for path in PAGES if path.name not in ("recipe.md", "cli.md")]
+"""Pages that a person keeps up to date."""
+
+FILE_ENDINGS = (".pte", ".py", ".json", ".yaml", ".md", ".txt", ".safetensors")
 ROOM = re.compile(r"(?:exporter|docs|tests|recipes|examples|benchmarks|device_tests)/[\w./-]+")
 
 
@@ -38,6 +44,13 @@ def generator() -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def sources() -> str:
+    """All code of the package, and the project file."""
+    files = [*(REPOSITORY / "exporter").rglob("*.py"), REPOSITORY / "Makefile", REPOSITORY / "pyproject.toml"]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
 def page_name(path: Path) -> str:
@@ -61,8 +74,6 @@ def code_spans(text: str) -> list[str]:
 
 def shell_commands(script: str) -> Iterator[list[str]]:
     """The simple commands of a shell script as lists of words."""
-    lexer = shlex.shlex(script.replace("\\\n", " "), posix=True, punctuation_chars="();<>|&\n")
-    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
     command: list[str] = []
     for line in script.replace("\\\n", " ").splitlines():
         words = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -150,11 +161,10 @@ def test_every_slm_export_command_is_one_that_the_command_line_takes() -> None:
 def test_every_recipe_and_override_of_a_command_is_valid() -> None:
     for page, words, complete in named_commands("slm-export"):
         options = parse(words, complete).options
-        recipes = [value for name, value in options if name == "--recipe" and value in recipe_names()]
-        unknown = [value for name, value in options if name == "--recipe" and "-" in value and not recipes]
-        assert not unknown, f"{page}: {unknown}"
-        overrides = tuple(value for name, value in options if name == "--set")
-        load_recipe(recipes[0] if recipes else recipe_names()[0], overrides)
+        named = [value for name, value in options if name == "--recipe" and value.endswith(".yaml")]
+        shipped = [value for name, value in options if name == "--recipe" and value not in (*named, "NAME")]
+        assert set(shipped) <= set(recipe_names()), f"{page}: {shipped}"
+        load_recipe([*shipped, "android-npu"][0], tuple(value for name, value in options if name == "--set"))
 
 
 def test_every_override_that_is_mentioned_alone_is_valid() -> None:
@@ -165,7 +175,7 @@ def test_every_override_that_is_mentioned_alone_is_valid() -> None:
     for span in spans:
         words = span.split()
         assert words[::2] == ["--set"] * (len(words) // 2), span
-        load_recipe(recipe_names()[0], tuple(words[1::2]))
+        load_recipe("android-npu", tuple(words[1::2]))
 
 
 @pytest.mark.parametrize(
@@ -239,6 +249,24 @@ def test_internal_links_resolve(path: Path) -> None:
         if not target.exists() or (anchor and anchor not in slugs(target)):
             broken.append(link)
     assert broken == []
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=page_name)
+def test_names_of_classes_and_constants_are_in_the_sources(path: Path, sources: str) -> None:
+    spans = code_spans(path.read_text(encoding="utf-8"))
+    names = [span for span in spans if re.fullmatch(r"[A-Z][A-Za-z]+[A-Z_a-z]*", span)]
+    assert [name for name in names if not re.search(rf"\b{name}\b", sources)] == []
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=page_name)
+def test_keys_of_recipe_and_report_are_real(path: Path) -> None:
+    known = known_keys()
+    sections = {key.split(".")[0] for key in known if "." in key}
+    spans = [span.partition("=")[0] for span in code_spans(path.read_text(encoding="utf-8"))]
+    dotted = [
+        span for span in spans if re.fullmatch(r"[a-z]\w*(\.[a-z]\w*)+", span) and not span.endswith(FILE_ENDINGS)
+    ]
+    assert [span for span in dotted if span.split(".")[0] in sections and span not in known] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
@@ -327,6 +355,7 @@ def test_the_readme_fits_in_120_lines() -> None:
 # The report
 
 
+@functools.cache
 def example_report() -> dict[str, Any]:
     """A report with every key, without an export."""
     from exporter.plan import plan_export
@@ -370,18 +399,34 @@ def documented_keys(text: str) -> set[str]:
     return {key for cell in cells for key in re.findall(r"`([^`]+)`", cell)}
 
 
-def target_notes(documented: set[str]) -> set[str]:
-    """Documented keys that the Qualcomm target adds to the section `artifact`, by the names in its source."""
-    folder = REPOSITORY / "exporter/targets/executorch/qnn"
-    names = set(re.findall(r'"(\w+)"', "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))))
-    return {key for key in documented if key.startswith("artifact.") and set(key.split(".")[1:]) <= names}
+def target_notes() -> set[str]:
+    """Names of the figures that the Qualcomm target adds to the section `artifact`."""
+    source = (REPOSITORY / "exporter/targets/executorch/qnn/lower.py").read_text(encoding="utf-8")
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Dict):
+            entries = {key.value: value for key, value in zip(node.keys, node.values) if isinstance(key, ast.Constant)}
+            notes = entries.get("notes")
+            if isinstance(notes, ast.Dict):
+                found |= {str(key.value) for key in notes.keys if isinstance(key, ast.Constant)}
+    return found
+
+
+@functools.cache
+def known_keys() -> set[str]:
+    """Every key of recipe and report, and every section that holds some."""
+    recipe = flat_keys(load_recipe("android-npu").model_dump(mode="json"))
+    keys = recipe | flat_keys(example_report()) | documented_keys(REPORT_PAGE.read_text(encoding="utf-8"))
+    return keys | {key[: match.start()] for key in keys for match in re.finditer(r"[.\[]", key)}
 
 
 def test_every_key_of_the_report_is_documented_and_no_other() -> None:
     text = REPORT_PAGE.read_text(encoding="utf-8").split("## report.json")[1].split("## manifest.json")[0]
-    documented, found = documented_keys(text), flat_keys(example_report())
+    documented, found, notes = documented_keys(text), flat_keys(example_report()), target_notes()
     assert found - documented == set()
-    assert documented - found - target_notes(documented) == set()
+    extra = {key.split(".")[1] for key in documented - found if key.startswith("artifact.")}
+    assert extra == notes
+    assert [key for key in documented - found if not key.startswith("artifact.")] == []
 
 
 def test_every_key_of_the_manifest_is_documented_and_no_other(tmp_path: Path) -> None:

@@ -234,7 +234,9 @@ def _kernel(kernel: Kernel) -> qnn.TensorWrapper:
 def _blocks(matrix: QuantizedMatrix, columns: int) -> tuple[_ENCODING, dict]:
     assert matrix.channel_scales is not None and matrix.multipliers is not None
     block = kernel_block(columns, matrix.format.group_size)
-    multipliers = matrix.multipliers.repeat_interleave(matrix.format.group_size // block, dim=1)[:, : columns // block]
+    count = columns // block
+    repeated = matrix.multipliers.repeat_interleave(matrix.format.group_size // block, dim=1)[:, :count]
+    multipliers = torch.nn.functional.pad(repeated, (0, count - repeated.shape[1]), value=1)
     return _ENCODING.QNN_QUANTIZATION_ENCODING_BLOCKWISE_EXPANSION, {
         QCOM_QUANT_MIN: -8,
         QCOM_QUANT_MAX: 7,
