@@ -16,6 +16,7 @@ from exporter.folder import OutputFolder
 
 CACHE_VARIABLE = "SLM_EXPORT_CACHE"
 
+
 def cache_root() -> Path:
     """`$SLM_EXPORT_CACHE`, or slm-export in the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)

@@ -7,6 +7,9 @@ are written down. Runs in a child process: the compiler prints and can crash. En
 
 from __future__ import annotations
 
+import hashlib
+import struct
+
 import executorch.backends.qualcomm.python.PyQnnManagerAdaptor as qnn
 import numpy as np
 import torch
@@ -49,6 +52,7 @@ from exporter.targets.executorch.qnn.graph import (
 from exporter.targets.executorch.qnn.program import CompiledContext
 
 _PACKAGE = "qti.aisw"
+_HEADER, _HEADER_MAGIC = "<IQQ", 0x5678ABCD
 _DATA = qnn.Qnn_DataType_t
 _TENSOR = qnn.Qnn_TensorType_t
 _ENCODING = qnn.Qnn_QuantizationEncoding_t
@@ -92,7 +96,18 @@ def compile_graphs(
         manager.DestroyContext()
     finally:
         manager.Destroy()
-    return CompiledContext(binary, options)
+    return CompiledContext(with_content_signature(binary), options)
+
+
+def with_content_signature(binary: bytes) -> bytes:
+    """ExecuTorch marks each context with the time of its making, to tell contexts apart at run time. A hash of the content does
+    that too, and lets equal exports be equal byte by byte. Header: magic, signature, size of the context, little-endian."""
+    magic, _, size = struct.unpack_from(_HEADER, binary)
+    if magic != _HEADER_MAGIC or size > len(binary):
+        raise ToolchainMissing("this ExecuTorch writes another context header", "install executorch==1.5.1")
+    start = struct.calcsize(_HEADER)
+    signature = int.from_bytes(hashlib.sha256(binary[start:]).digest()[:8], "little")
+    return struct.pack(_HEADER, magic, signature, size) + binary[start:]
 
 
 def _options(soc: str, share_weights: bool) -> bytes:
