@@ -463,9 +463,7 @@ def learning_rate_at(step: int, used: float, settings: TrainingSettings) -> floa
     return settings.learning_rate * warmup * decay
 
 
-def select_sequences(
-    tokens: torch.Tensor, starts: torch.Tensor, length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def select_sequences(tokens: torch.Tensor, starts: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the inputs and targets of the sequences that begin at these places."""
     sequences = tokens[starts[:, None] + torch.arange(length + 1)]
     inputs, targets = sequences[:, :-1].clone(), sequences[:, 1:]
@@ -489,9 +487,7 @@ def validation_starts(token_count: int, settings: TrainingSettings) -> torch.Ten
 
 
 @torch.no_grad()
-def measure_validation_loss(
-    model: Qwen3ForCausalLM, tokens: torch.Tensor, settings: TrainingSettings
-) -> float:
+def measure_validation_loss(model: Qwen3ForCausalLM, tokens: torch.Tensor, settings: TrainingSettings) -> float:
     """Return the mean validation loss, in float32 so that the figure is free of bfloat16 rounding."""
     model.eval()
     starts = validation_starts(len(tokens), settings)

@@ -46,9 +46,9 @@ class SequenceOps:
     ) -> torch.Tensor:
         if self.hooks.attention is not None:
             self.hooks.attention(layer, query, key, value)
-        by_sequence = [part.unflatten(0, (-1, self.length)).transpose(1, 2) for part in (query, key, value)]
+        query, key, value = (part.unflatten(0, (-1, self.length)).transpose(1, 2) for part in (query, key, value))
         mixed = torch.nn.functional.scaled_dot_product_attention(
-            *by_sequence, attn_mask=self._mask(attention.window), scale=attention.score_scale, enable_gqa=True
+            query, key, value, attn_mask=self._mask(attention.window), scale=attention.score_scale, enable_gqa=True
         )
         return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 

@@ -6,10 +6,10 @@ Notation: S tokens in this chunk, C cache slots, D hidden size, H query heads, K
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Activation(str, Enum):
+class Activation(StrEnum):
     """Elementwise non-linearity of the feed-forward block."""
 
     SILU = "silu"
@@ -18,7 +18,7 @@ class Activation(str, Enum):
     RELU = "relu"
 
 
-class RotaryScalingKind(str, Enum):
+class RotaryScalingKind(StrEnum):
     """How rotary frequencies are stretched for long contexts."""
 
     LINEAR = "linear"
@@ -111,7 +111,7 @@ class DecoderSpec:
     tied_embedding: bool
 
 
-class WeightKind(str, Enum):
+class WeightKind(StrEnum):
     """What a weight is used for: quantizers treat matrices, tables and vectors differently."""
 
     TABLE = "table"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from exporter.decoder.spec import HEAD, DecoderSpec
 
 
-class ScaleFormat(str, Enum):
+class ScaleFormat(StrEnum):
     """How a group's scale is stored."""
 
     FP16 = "fp16"
@@ -17,7 +17,7 @@ class ScaleFormat(str, Enum):
     LPBQ = "lpbq"
 
 
-class RoundingMethod(str, Enum):
+class RoundingMethod(StrEnum):
     """How codes are chosen."""
 
     RTN = "rtn"
@@ -72,7 +72,7 @@ class WeightSettings:
         return self.matrix_format()
 
 
-class KvScaling(str, Enum):
+class KvScaling(StrEnum):
     """Where the scale of a cached vector comes from."""
 
     NONE = "none"

@@ -28,10 +28,7 @@ def plan_lines(plan: Plan) -> list[str]:
     slots = sorted(set(plan.slots_per_layer))
     lines += [
         f"kv cache         INT{plan.kv_bits}, {plan.kv_bytes_per_token} B per token, {size_text(plan.kv_bytes_total)} in all",
-        *(
-            f"  {plan.slots_per_layer.count(count):>3} layers       {count} slots, {size_text(plan.kv_bytes_per_layer[plan.slots_per_layer.index(count)])} each"
-            for count in slots
-        ),
+        *(_slots_line(plan, count) for count in slots),
         f"context          {plan.context} tokens",
         f"device memory    {size_text(plan.device_memory_bytes)} at most",
         f"host memory      {size_text(plan.host_memory_bytes)} to export",
@@ -40,6 +37,12 @@ def plan_lines(plan: Plan) -> list[str]:
         *(f"note             {remark}" for remark in plan.remarks),
     ]
     return lines
+
+
+def _slots_line(plan: Plan, slots: int) -> str:
+    """How many layers have this many slots, and what each costs."""
+    layers = [size for count, size in zip(plan.slots_per_layer, plan.kv_bytes_per_layer, strict=True) if count == slots]
+    return f"  {len(layers):>3} layers       {slots} slots, {size_text(layers[0])} each"
 
 
 def verification_lines(sections: dict[str, Any]) -> list[str]:

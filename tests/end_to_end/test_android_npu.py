@@ -98,9 +98,7 @@ def test_existing_output_is_refused_before_any_work(slm_export: SlmExport, expor
     assert (exported / "manifest.json").read_bytes() == before
 
 
-def test_two_exports_are_byte_identical_but_for_times(
-    slm_export: SlmExport, exported: Path, tmp_path: Path
-) -> None:
+def test_two_exports_are_byte_identical_but_for_times(slm_export: SlmExport, exported: Path, tmp_path: Path) -> None:
     """With a cache of its own, so that nothing is resumed. Verification is cut short: it changes no artifact byte."""
     other = tmp_path / "again"
     fresh = SlmExport(slm_export.repository, tmp_path / "cache")
@@ -112,7 +110,9 @@ def test_two_exports_are_byte_identical_but_for_times(
 
 def test_a_failing_gate_exits_4_and_leaves_nothing(slm_export: SlmExport, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    failed = slm_export.run("--recipe", "android-npu", *FAST, "--set", "gates.mean_kl_max=1e-12", "--output", str(output))
+    failed = slm_export.run(
+        "--recipe", "android-npu", *FAST, "--set", "gates.mean_kl_max=1e-12", "--output", str(output)
+    )
     assert failed.returncode == 4
     assert "parity.mean_kl" in failed.stderr
     assert list(tmp_path.iterdir()) == []
@@ -152,7 +152,9 @@ def test_window_and_sinks_imposed_on_a_full_attention_model(
 @pytest.mark.slow
 @pytest.mark.parametrize("soc", ["SM8750", "SM8550", "SA8295"])
 def test_other_chipsets(slm_export: SlmExport, tmp_path: Path, soc: str) -> None:
-    slm_export.succeed("--recipe", "android-npu", *FAST, "--set", f"target.soc={soc}", "--output", str(tmp_path / "out"))
+    slm_export.succeed(
+        "--recipe", "android-npu", *FAST, "--set", f"target.soc={soc}", "--output", str(tmp_path / "out")
+    )
 
 
 def _manifest(folder: Path) -> dict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from typing import Any
 
 import executorch.backends.qualcomm.python.PyQnnManagerAdaptor as qnn
 import numpy as np
@@ -157,7 +158,7 @@ class _WrapperBuilder:
         _add_parameters(wrapper, operation)
         return wrapper
 
-    def define_value(self, value: Value, name: str, kind: _TENSOR) -> qnn.TensorWrapper:
+    def define_value(self, value: Value, name: str, kind: Any) -> qnn.TensorWrapper:
         if value.storage is Storage.INT32:
             wrapper = _tensor(
                 name, kind, _DATA_TYPES[value.storage], _ENCODING.QNN_QUANTIZATION_ENCODING_UNDEFINED, {}, value.shape
@@ -192,9 +193,9 @@ class _WrapperBuilder:
 
 def _tensor(
     name: str,
-    kind: _TENSOR,
-    data_type: _DATA,
-    encoding: _ENCODING,
+    kind: Any,
+    data_type: Any,
+    encoding: Any,
     settings: dict,
     shape: tuple[int, ...],
     data: np.ndarray | None = None,
@@ -246,7 +247,7 @@ def _kernel(kernel: Kernel) -> qnn.TensorWrapper:
     )
 
 
-def _blocks(matrix: QuantizedMatrix, columns: int) -> tuple[_ENCODING, dict]:
+def _blocks(matrix: QuantizedMatrix, columns: int) -> tuple[Any, dict[str, Any]]:
     assert matrix.channel_scales is not None and matrix.multipliers is not None
     block = kernel_block(columns, matrix.format.group_size)
     count = columns // block
@@ -266,7 +267,7 @@ def _blocks(matrix: QuantizedMatrix, columns: int) -> tuple[_ENCODING, dict]:
     }
 
 
-def _channels(matrix: QuantizedMatrix) -> tuple[_ENCODING, dict]:
+def _channels(matrix: QuantizedMatrix) -> tuple[Any, dict[str, Any]]:
     return _ENCODING.QNN_QUANTIZATION_ENCODING_AXIS_SCALE_OFFSET, {
         QCOM_QUANT_MIN: -127,
         QCOM_QUANT_MAX: 127,
@@ -299,21 +300,21 @@ def _add_parameters(wrapper: qnn.PyQnnOpWrapper, operation: Operation) -> None:
     elif operation.kind == "Gather":
         _scalar_parameter(wrapper, "axis", np.int32(parameters["axis"]))
     elif operation.kind == "Transpose":
-        _tensor_parameter(wrapper, "perm", list(parameters["order"]))  # type: ignore[call-overload]
+        _tensor_parameter(wrapper, "perm", list(parameters["order"]))
     elif operation.kind == "StridedSlice":
         ranges = [[0, size, 1] for size in operation.output.shape]
-        ranges[parameters["axis"]] = [parameters["start"], parameters["stop"], 1]  # type: ignore[index, list-item]
+        ranges[parameters["axis"]] = [parameters["start"], parameters["stop"], 1]
         _tensor_parameter(wrapper, "ranges", ranges, np.int32)
     elif operation.kind == "Pad":
         _scalar_parameter(wrapper, "scheme", np.uint32(0))
         _scalar_parameter(wrapper, "pad_constant_value", np.float32(0))
-        _tensor_parameter(wrapper, "pad_amount", [[0, 0]] * (rank - 1) + [[0, parameters["after"]]])  # type: ignore[list-item]
+        _tensor_parameter(wrapper, "pad_amount", [[0, 0]] * (rank - 1) + [[0, parameters["after"]]])
     elif operation.kind == "ReluMinMax":
         _scalar_parameter(wrapper, "min_value", np.float32(parameters["min_value"]))
         _scalar_parameter(wrapper, "max_value", np.float32(parameters["max_value"]))
 
 
-_SCALAR_TYPES = {
+_SCALAR_TYPES: dict[Any, Any] = {
     np.dtype(np.uint32): _DATA.QNN_DATATYPE_UINT_32,
     np.dtype(np.int32): _DATA.QNN_DATATYPE_INT_32,
     np.dtype(np.float32): _DATA.QNN_DATATYPE_FLOAT_32,
@@ -325,7 +326,7 @@ def _scalar_parameter(wrapper: qnn.PyQnnOpWrapper, name: str, value: np.generic)
 
 
 def _tensor_parameter(wrapper: qnn.PyQnnOpWrapper, name: str, values: list, dtype: type = np.uint32) -> None:
-    data = np.array(values, dtype=dtype)
+    data: np.ndarray = np.array(values, dtype=dtype)
     wrapper.AddTensorParam(name, _SCALAR_TYPES[data.dtype], data.ndim, list(data.shape), data, True)
 
 

@@ -28,7 +28,7 @@ class RangeRecorder:
         self.low: dict[str, float] = {}
         self.high: dict[str, float] = {}
         self._score_scales = {
-            operation.inputs[0].name: float(operation.parameters["beta"])  # type: ignore[arg-type]
+            operation.inputs[0].name: float(operation.parameters["beta"])
             for operation in graph.operations
             if operation.kind == "Softmax"
         }
@@ -56,7 +56,7 @@ def choose_encodings(graph: HtpGraph, recorder: RangeRecorder) -> dict[str, Enco
         members = [name for name in members if values[name].storage is not Storage.INT32]
         if not members:
             continue
-        fixed = [values[name].fixed for name in members if values[name].fixed is not None]
+        fixed = [encoding for name in members if (encoding := values[name].fixed) is not None]
         chosen = fixed[0] if fixed else _range_encoding(members, recorder)
         for name in members:
             encodings[name] = values[name].fixed or chosen

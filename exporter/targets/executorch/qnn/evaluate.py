@@ -71,18 +71,18 @@ def _convolution(operation: Operation, operands: list[torch.Tensor]) -> torch.Te
 
 def _rms_norm(operation: Operation, operands: list[torch.Tensor]) -> torch.Tensor:
     value, gain = operands
-    epsilon = float(operation.parameters["epsilon"])  # type: ignore[arg-type]
+    epsilon = float(operation.parameters["epsilon"])
     return value * torch.rsqrt(value.square().mean(-1, keepdim=True) + epsilon) * gain
 
 
 def _slice(operation: Operation, operands: list[torch.Tensor]) -> torch.Tensor:
     parameters = operation.parameters
-    start, stop = int(parameters["start"]), int(parameters["stop"])  # type: ignore[call-overload]
-    return operands[0].narrow(int(parameters["axis"]), start, stop - start)  # type: ignore[call-overload]
+    start, stop = int(parameters["start"]), int(parameters["stop"])
+    return operands[0].narrow(int(parameters["axis"]), start, stop - start)
 
 
 def _softmax(operation: Operation, operands: list[torch.Tensor]) -> torch.Tensor:
-    return (operands[0] * float(operation.parameters["beta"])).softmax(-1)  # type: ignore[arg-type]
+    return (operands[0] * float(operation.parameters["beta"])).softmax(-1)
 
 
 _EVALUATE: dict[str, Callable[[Operation, list[torch.Tensor]], torch.Tensor]] = {

@@ -7,7 +7,7 @@ Qualcomm operator set (Conv2d, MatMul, RmsNorm, ...), limited to what a decoder 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from exporter.quantize.int4 import QuantizedMatrix
 
 
-class Storage(str, Enum):
+class Storage(StrEnum):
     """Element type of a value on the accelerator."""
 
     UINT16 = "uint16"
@@ -31,7 +31,7 @@ class Storage(str, Enum):
         return {"uint16": 2, "uint8": 1, "int32": 4}[self.value]
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """Whether a value crosses the boundary of the graph."""
 
     INPUT = "input"
