@@ -36,7 +36,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/export_cost.py
+	$(BIN)/python -m benchmarks.export_cost
 
 clean:
 	rm -rf $(VENV) out build dist

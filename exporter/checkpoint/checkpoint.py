@@ -13,7 +13,7 @@ from exporter.checkpoint.config import Config
 from exporter.checkpoint.family import Family, find_family
 from exporter.checkpoint.tensors import TensorFolder
 from exporter.checkpoint.text import TextCodec
-from exporter.decoder.spec import HEAD, DecoderSpec, WeightSpec, decoder_weights
+from exporter.decoder.spec import EMBEDDING, HEAD, DecoderSpec, WeightSpec, decoder_weights
 from exporter.errors import CheckpointError
 
 COMPANION_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
@@ -69,9 +69,20 @@ def open_checkpoint(folder: Path, adapter: Path | None = None) -> Checkpoint:
     merged = None if adapter is None else LoraAdapter(adapter)
     for weight in decoder_weights(spec):
         _check_weight(folder, family, tensors, weight)
+    _check_tie(folder, family, spec, tensors)
     if merged is not None:
         merged.check_shapes({family.tensor_name(weight.name): weight.shape for weight in decoder_weights(spec)})
     return Checkpoint(folder, config, family, spec, tensors, merged)
+
+
+def _check_tie(folder: Path, family: Family, spec: DecoderSpec, tensors: TensorFolder) -> None:
+    """A tied config whose file holds another head would silently export the wrong one."""
+    head, table = family.tensor_name(HEAD), family.tensor_name(EMBEDDING)
+    if spec.tied_embedding and head in tensors and not torch.equal(tensors.read(head), tensors.read(table)):
+        raise CheckpointError(
+            f"{folder}: tie_word_embeddings is true, but {head} differs from {table}",
+            "set tie_word_embeddings to false in config.json, or remove the tensor",
+        )
 
 
 def _check_weight(folder: Path, family: Family, tensors: TensorFolder, weight: WeightSpec) -> None:

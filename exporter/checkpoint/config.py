@@ -103,15 +103,16 @@ class Config:
     def rotary(self, head_dim: int) -> RotarySpec:
         """Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before)."""
         current, former = self.section("rope_parameters"), self.section("rope_scaling")
+        if current.values and former.values:
+            raise self.fault(
+                "rope_scaling", "stands beside rope_parameters; keep the one that the model was trained with"
+            )
         parameters = current if current.values else former
         theta = parameters.positive("rope_theta", self.positive("rope_theta", 10000.0))
         share = parameters.number("partial_rotary_factor", self.number("partial_rotary_factor", 1.0))
-        dimensions = int(head_dim * share)
-        if dimensions % 2 or not 0 < dimensions <= head_dim:
-            raise self.fault(
-                "partial_rotary_factor", f"{share:g} rotates {dimensions} of {head_dim} channels; they must be pairs"
-            )
-        return RotarySpec(dimensions, theta, self._rotary_scaling(parameters))
+        if share != 1:
+            raise self.fault("partial_rotary_factor", f"{share:g}: this family rotates whole heads")
+        return RotarySpec(head_dim, theta, self._rotary_scaling(parameters))
 
     def _rotary_scaling(self, parameters: Config) -> RotaryScaling | None:
         kind = parameters.text("rope_type", parameters.text("type", "default"))
@@ -122,11 +123,17 @@ class Config:
             raise CheckpointError(f"{parameters.source}: unsupported rope_type {kind!r}", did_you_mean(kind, known))
         if parameters.get("factor") is None:
             raise parameters.fault("factor", f"is required by rope_type {kind!r}")
+        for unsupported, neutral in (("truncate", True), ("mscale", None), ("mscale_all_dim", None)):
+            if parameters.get(unsupported, neutral) != neutral:
+                raise parameters.fault(unsupported, "is not supported")
         sharpening = parameters.get("attention_factor")
+        original = self.integer("original_max_position_embeddings", self.integer("max_position_embeddings"))
+        if self.get("original_max_position_embeddings") is None:
+            original = parameters.integer("original_max_position_embeddings", original)
         return RotaryScaling(
             RotaryScalingKind(kind),
             parameters.positive("factor"),
-            parameters.integer("original_max_position_embeddings", self.integer("max_position_embeddings")),
+            original,
             parameters.positive("low_freq_factor", 1.0),
             parameters.positive("high_freq_factor", 4.0),
             parameters.positive("beta_fast", 32.0),

@@ -72,6 +72,9 @@ class DenseTraits:
     query_key_value_bias: bool = False
     output_bias: bool = False
     feed_forward_bias: bool = False
+    kv_heads_default_to_heads: bool = False
+    head_dim: int | None = None
+    """Head dimension when the config names none; None means hidden size over heads."""
 
 
 def layer_count(config: Config) -> int:
@@ -101,14 +104,15 @@ def windows_from_layer_types(config: Config, default: tuple[int | None, ...]) ->
 def dense_decoder(config: Config, family: str, traits: DenseTraits) -> DecoderSpec:
     """A Llama-shaped decoder: pre-norm, rotary grouped-query attention, gated feed-forward."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    kv_heads = config.integer("num_key_value_heads", heads)
+    ungrouped = traits.kv_heads_default_to_heads or "num_key_value_heads" in config.values  # null means ungrouped
+    kv_heads = config.integer("num_key_value_heads", heads if ungrouped else None)
     if heads % kv_heads:
         raise config.fault("num_key_value_heads", f"{kv_heads} does not divide num_attention_heads={heads}")
-    if config.get("head_dim") is None and hidden % heads:
+    if config.get("head_dim", traits.head_dim) is None and hidden % heads:
         raise config.fault(
             "num_attention_heads", f"{heads} does not divide hidden_size={hidden}, and head_dim is absent"
         )
-    head_dim = config.integer("head_dim", hidden // heads)
+    head_dim = config.integer("head_dim", traits.head_dim or hidden // heads)
     if head_dim % 2:
         raise config.fault("head_dim", f"{head_dim} is odd; rotary embedding needs pairs of channels")
     norm = NormSpec(config.number("rms_norm_eps", 1e-6))

@@ -304,7 +304,8 @@ class GraphSession:
 @functools.cache
 def calibrated_encodings(decoder: QuantizedDecoder) -> dict[str, Encoding]:
     """Encodings of both methods from random tokens."""
-    graphs = build_graphs(decoder)
     windows = [random_tokens(decoder.spec, 8 * decoder.chunk, seed) for seed in range(3)]
-    encodings = calibrate_activations(decoder, graphs[PREFILL], windows, lambda event: None)
-    return extend_encodings(graphs[DECODE], encodings)
+    encodings = calibrate_activations(decoder, windows, lambda event: None)
+    for graph in build_graphs(decoder).values():
+        encodings = extend_encodings(graph, encodings)
+    return encodings

@@ -27,7 +27,7 @@ from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.formats import KvFormat, KvScaling
 from exporter.quantize.int4 import quantize_nearest
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
-from exporter.targets.executorch.qnn.blocks import SMALLEST_BLOCK, kernel_block, kernel_columns
+from exporter.targets.executorch.qnn.blocks import CHANNEL_MULTIPLE, SMALLEST_BLOCK, kernel_block, kernel_columns
 from exporter.targets.executorch.qnn.encodings import MARGIN
 from exporter.targets.executorch.qnn.graph import MOVES_DATA, Constant, Encoding, HtpGraph, Kernel, Storage, Value
 from exporter.targets.executorch.qnn.lower import DECODE, PREFILL, build_graphs
@@ -189,7 +189,8 @@ def test_convolutions_read_as_many_channels_as_their_blocks_need(model: TinyMode
             assert value.shape[-1] == expected
             seen += 1
     assert seen == 7 * len(decoder.spec.layers) + 1
-    padded = model.hidden_size == 40
+    kernels = [operand for operation in graph.operations for operand in operation.inputs if isinstance(operand, Kernel)]
+    padded = any(kernel.matrix.in_features % CHANNEL_MULTIPLE for kernel in kernels)
     assert any(operation.kind == "Pad" for operation in graph.operations) == padded
 
 
@@ -197,12 +198,12 @@ def test_convolutions_read_as_many_channels_as_their_blocks_need(model: TinyMode
 @examples(200)
 def test_blocks_divide_groups_and_padded_channels_and_are_at_least_16_wide(in_features: int, group: int) -> None:
     columns = kernel_columns(in_features, group)
-    assert in_features <= columns < in_features + group
-    if group < in_features:
-        block = kernel_block(columns, group)
-        assert columns % block == 0
-        assert group % block == 0
-        assert block >= SMALLEST_BLOCK
+    assert in_features <= columns < in_features + max(group, CHANNEL_MULTIPLE)
+    assert columns % CHANNEL_MULTIPLE == 0
+    block = kernel_block(columns, group)
+    assert columns % block == 0
+    assert group % block == 0
+    assert block >= SMALLEST_BLOCK
 
 
 def test_masked_scores_saturate_below_every_score_and_visible_ones_pass_unchanged() -> None:

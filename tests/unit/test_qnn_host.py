@@ -43,7 +43,7 @@ def host_layer(layer: LayerCache, mask: str) -> HostLayer:
 def make_host(layout: tuple[LayerCache, ...], chunk: int, bits: int) -> Host:
     """A host whose embedding row of token t is [t, -t]."""
     layers = tuple(host_layer(layer, f"mask_{index}") for index, layer in enumerate(layout))
-    settings = HostLayout(999, chunk, 2, VOCAB, 0.001, 30000, 0.5, 10, (1.0, 0.1), bits, layers)
+    settings = HostLayout(999, chunk, 2, VOCAB, 0.001, 30000, 0.5, 10, (1.0, 0.1), bits, 32, layers)
     return Host(settings, lambda token_id: np.array([token_id, -token_id], np.float32))
 
 
@@ -173,7 +173,7 @@ def test_angles_are_the_decoder_s_own_at_the_next_positions(scaling: RotaryScali
     rotary = RotarySpec(8, 10000.0, scaling)
     frequencies = tuple(inverse_frequencies(rotary).tolist())
     layer = host_layer(LayerCache(600, None), "mask")
-    host = Host(HostLayout(600, 4, 2, VOCAB, 1.0, 0, 1.0, 0, frequencies, 8, (layer,)), lambda token: np.zeros(2))
+    host = Host(HostLayout(600, 4, 2, VOCAB, 1.0, 0, 1.0, 0, frequencies, 8, 32, (layer,)), lambda token: np.zeros(2))
     host.length = 517
     inputs, encoding = host.inputs([1, 2, 3, 4], 4), rotary_encoding(rotary)
     for name, expected in zip(("cosine", "sine"), cosine_sine(rotary, torch.arange(517, 521)), strict=True):
@@ -189,7 +189,9 @@ def test_the_layout_survives_json() -> None:
 
 def embedding_table(matrix: QuantizedMatrix) -> EmbeddingTable:
     """The table as it is stored in an artifact."""
-    return EmbeddingTable(matrix.packed.numpy(), matrix.scales.half().numpy(), matrix.in_features)
+    return EmbeddingTable(
+        matrix.packed.numpy(), matrix.scales.half().numpy(), matrix.in_features, matrix.format.group_size
+    )
 
 
 @pytest.mark.parametrize(

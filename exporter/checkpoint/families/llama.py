@@ -12,6 +12,7 @@ def decoder_spec(config: Config) -> DecoderSpec:
         query_key_value_bias=attention_bias,
         output_bias=attention_bias,
         feed_forward_bias=config.flag("mlp_bias", False),
+        kv_heads_default_to_heads=True,
     )
     return dense_decoder(config, "llama", traits)
 

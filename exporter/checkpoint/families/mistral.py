@@ -14,7 +14,8 @@ from exporter.decoder.spec import DecoderSpec
 
 
 def decoder_spec(config: Config) -> DecoderSpec:
-    default = (config.optional_integer("sliding_window"),) * layer_count(config)
+    absent = "sliding_window" not in config.values
+    default = (4096 if absent else config.optional_integer("sliding_window"),) * layer_count(config)
     return dense_decoder(config, "mistral", DenseTraits(windows_from_layer_types(config, default)))
 
 

@@ -17,7 +17,7 @@ def upper_layer_windows(config: Config) -> tuple[int | None, ...]:
     """`use_sliding_window` bounds the layers from `max_window_layers` on, unless `layer_types` says otherwise."""
     if not config.flag("use_sliding_window", False):
         return windows_from_layer_types(config, (None,) * layer_count(config))
-    window, first = config.integer("sliding_window"), config.integer("max_window_layers", 0, least=0)
+    window, first = config.integer("sliding_window"), config.integer("max_window_layers", 28, least=0)
     default = tuple(window if index >= first else None for index in range(layer_count(config)))
     return windows_from_layer_types(config, default)
 

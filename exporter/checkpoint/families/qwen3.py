@@ -8,7 +8,9 @@ from exporter.decoder.spec import DecoderSpec
 
 def decoder_spec(config: Config) -> DecoderSpec:
     bias = config.flag("attention_bias", False)
-    traits = DenseTraits(upper_layer_windows(config), query_key_norm=True, query_key_value_bias=bias, output_bias=bias)
+    traits = DenseTraits(
+        upper_layer_windows(config), query_key_norm=True, head_dim=128, query_key_value_bias=bias, output_bias=bias
+    )
     return dense_decoder(config, "qwen3", traits)
 
 

@@ -6,6 +6,7 @@ Qualcomm operator set (Conv2d, MatMul, RmsNorm, ...), limited to what a decoder 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -141,6 +142,9 @@ class HtpGraph:
 
     def add(self, kind: str, output: Value, *inputs: Operand, **parameters: Any) -> Value:
         """Appends an operation named after its output."""
+        first = inputs[0]
+        if kind == "Reshape" and isinstance(first, Value) and math.prod(first.shape) != math.prod(output.shape):
+            raise ValueError(f"cannot reshape {first.name} {first.shape} to {output.shape}")
         self.operations.append(Operation(kind, output.name, inputs, output, parameters))
         if output.role is Role.OUTPUT:
             self.outputs.append(output)

@@ -1,0 +1,55 @@
+"""What an export costs: processor time and memory of every stage, on a random-weight checkpoint of SmolLM2-135M's shape.
+
+    python -m benchmarks.export_cost
+
+Random weights have no preferred next token, so gates on agreement and perplexity say nothing and are switched off; the simulator
+runs one short window only, because simulating 135 M parameters costs seconds per token. Quantization runs in full.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.shapes import SMOLLM2_135M, write_random_checkpoint
+
+SETTINGS = (
+    "verify.windows=1",
+    "verify.window=32",
+    "verify.decode_tokens=1",
+    "verify.quality_windows=4",
+    "gates.top1_agreement_min=null",
+    "gates.mean_kl_max=null",
+    "gates.perplexity_artifact_percent_max=null",
+    "gates.perplexity_quantized_percent_max=null",
+)
+TARGET_CPU_S, TARGET_PEAK_BYTES = 150.0, 3e9
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        model, output = Path(scratch) / "model", Path(scratch) / "out"
+        write_random_checkpoint(SMOLLM2_135M, model)
+        command = [sys.executable, "-m", "exporter", "--recipe", "android-npu", "--model", str(model)]
+        command += [part for setting in SETTINGS for part in ("--set", setting)]
+        subprocess.run([*command, "--no-resume", "--output", str(output)], check=True)
+        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    print_figures(report)
+
+
+def print_figures(report: dict) -> None:
+    export = report["export"]
+    print(f"{'stage':<12}{'wall s':>10}{'CPU s':>10}")
+    for stage in export["stages"]:
+        print(f"{stage['name']:<12}{stage['wall_s']:>10.1f}{stage['cpu_s']:>10.1f}")
+    without = export["cpu_s"] - sum(stage["cpu_s"] for stage in export["stages"] if stage["name"] == "verify")
+    print(f"{'total':<12}{export['wall_s']:>10.1f}{export['cpu_s']:>10.1f}   without the simulator {without:.1f} CPU s")
+    print(f"peak memory {export['peak_rss_bytes'] / 1e9:.2f} GB, artifact {report['artifact']['bytes'] / 1e6:.1f} MB")
+    print(f"targets: {TARGET_CPU_S:.0f} CPU s, {TARGET_PEAK_BYTES / 1e9:.0f} GB")
+
+
+if __name__ == "__main__":
+    main()
