@@ -23,6 +23,8 @@ from typing import Any
 from exporter import errors
 from exporter.errors import ChildFailed, SlmExportError
 
+STORAGE_HINT = "free space, or choose another --output or SLM_EXPORT_CACHE"
+
 Emit = Callable[[dict[str, Any]], None]
 """Sends one event to the parent."""
 
@@ -160,12 +162,21 @@ def _main() -> int:
             emit({"result": getattr(importlib.import_module(module), name)(arguments, emit)})
         except SlmExportError as fault:
             emit({"error": {"type": type(fault).__name__, "message": fault.message, "next_step": fault.next_step}})
+        except OSError as fault:
+            traceback.print_exc()
+            emit({"error": _storage_error(fault)})
         except Exception as fault:  # noqa: BLE001  any bug of the function is the parent's to report
             traceback.print_exc()
             emit({"error": {"type": "ChildFailed", "message": f"{name}: {_first_line(fault)}", "next_step": ""}})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # native destructors of the Qualcomm libraries may crash at exit, after the result is safe
+
+
+def _storage_error(fault: OSError) -> dict[str, str]:
+    """A full disk or an unwritable folder is the user's to cure, wherever it is met."""
+    message = f"{fault.filename or 'file system'}: {fault.strerror or _first_line(fault)}"
+    return {"type": "UsageError", "message": message, "next_step": STORAGE_HINT}
 
 
 def _first_line(fault: Exception) -> str:

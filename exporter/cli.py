@@ -187,7 +187,8 @@ def main() -> None:
         code = ExitCode.INTERRUPTED
     except OSError as fault:
         _fail(
-            f"{fault.filename or 'file system'}: {fault.strerror}; free space or choose another --output",
+            f"{fault.filename or 'file system'}: {fault.strerror}; "
+            "free space, or choose another --output or SLM_EXPORT_CACHE",
             ExitCode.USAGE,
         )
     except Exception as fault:

@@ -19,7 +19,7 @@ from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import DecoderSpec
 from exporter.decoder.torch_ops import TorchOps
 from exporter.decoder.weights import DecoderWeights
-from exporter.errors import CheckpointError
+from exporter.errors import CheckpointError, UsageError
 from exporter.quantize.formats import KvFormat, ScaleFormat, WeightFormat
 from exporter.quantize.int4 import QuantizedMatrix
 from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
@@ -81,7 +81,12 @@ def save_quantized(decoder: QuantizedDecoder, folder: Path) -> None:
         "chunk": decoder.chunk,
         "context": decoder.context,
     }
-    save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, folder / TENSORS_FILE)
+    try:
+        save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, folder / TENSORS_FILE)
+    except SafetensorError as fault:
+        raise UsageError(
+            f"cannot write {folder / TENSORS_FILE} ({fault})", "free space, or set SLM_EXPORT_CACHE"
+        ) from None
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")
 
 
