@@ -94,6 +94,10 @@ def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
         checkpoint = open_checkpoint(request.model_folder, request.adapter)
         texts = _read_texts(request, checkpoint.text_codec())
         inputs = {path.name: file_sha256(path) for path in checkpoint.input_files()}
+        text_hashes = {
+            "calibration text": file_sha256(request.calibration_file),
+            "evaluation text": file_sha256(request.evaluation_file),
+        }
         stage.note = f"{checkpoint.spec.family}, {plan.parameters / 1e6:.2f} M parameters"
     cache = StageCache(cache_root(), request.resume)
     run_key = content_key(
@@ -111,7 +115,7 @@ def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
         with display.stage("package"):
             evaluation.save(folder / VERIFICATION_FOLDER)
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            write_manifest(folder, recipe, _target_json(target, recipe), inputs, created)
+            write_manifest(folder, recipe, _target_json(target, recipe), {**inputs, **text_hashes}, created)
         sections = {
             "parity": parity_section(result),
             "quality": quality_section(

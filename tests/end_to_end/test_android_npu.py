@@ -118,6 +118,14 @@ def test_a_failing_gate_exits_4_and_leaves_nothing(slm_export: SlmExport, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_recipe_for_small_models_exports_too(slm_export: SlmExport, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    slm_export.succeed("--recipe", "android-npu-small", *FAST, "--output", str(output))
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    assert report["parity"]["passed"]
+    assert report["plan"]["embedding_bytes"] == 2048 * (256 + 2)
+
+
 @pytest.mark.slow
 def test_int4_kv_runs_the_whole_model(slm_export: SlmExport, tmp_path: Path) -> None:
     output = tmp_path / "out"

@@ -50,8 +50,8 @@ class QnnTarget:
     def remarks(self, spec: DecoderSpec, recipe: Recipe, layout: tuple[LayerCache, ...]) -> list[str]:
         if recipe.kv_cache.bits == 4:
             return [
-                "INT4 KV halves the cache in memory, but the HTP unpacks it through a table gather: the compiler's DDR "
-                "traffic is in report.json beside the time it takes in the simulator; INT8 stays the default"
+                "INT4 KV halves the cache in memory, but the HTP unpacks it through a table gather, which writes what it "
+                "unpacked: compare artifact.compiler_ddr_bytes of both in report.json; INT8 stays the default"
             ]
         return []
 
