@@ -1,6 +1,6 @@
 """What an export costs: processor time and memory of every stage, on a random-weight checkpoint of SmolLM2-135M's shape.
 
-    python -m benchmarks.export_cost
+    python -m benchmarks.export_cost [--set calibration.tokens=2048 ...]
 
 Random weights have no preferred next token, so gates on agreement and perplexity say nothing and are switched off; the simulator
 runs one short window only, because simulating 135 M parameters costs seconds per token. Quantization runs in full.
@@ -34,7 +34,7 @@ def main() -> None:
         model, output = Path(scratch) / "model", Path(scratch) / "out"
         write_random_checkpoint(SMOLLM2_135M, model)
         command = [sys.executable, "-m", "exporter", "--recipe", "android-npu", "--model", str(model)]
-        command += [part for setting in SETTINGS for part in ("--set", setting)]
+        command += [part for setting in SETTINGS for part in ("--set", setting)] + sys.argv[1:]
         subprocess.run([*command, "--no-resume", "--output", str(output)], check=True)
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     print_figures(report)
