@@ -87,7 +87,7 @@ class CacheSection(Section):
 class CalibrationSection(Section):
     """Text that quantization listens to; `--calibration FILE` names it."""
 
-    tokens: Annotated[int, Field(ge=64)] = 4096
+    tokens: Annotated[int, Field(ge=64)] = 8192
     """Tokens for weights and KV codecs."""
     activation_tokens: Annotated[int, Field(ge=64)] = 2048
     """Tokens for the ranges of 16-bit activations, where a target needs them."""
