@@ -7,11 +7,12 @@ import hashlib
 import json
 import math
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from exporter.checkpoint.checkpoint import COMPANION_FILES, Checkpoint, file_sha256, open_checkpoint
 from exporter.checkpoint.text import TextCodec, read_text
@@ -123,7 +124,8 @@ def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
             ),
             "export": export_section(display.figures, peak_rss_bytes()),
         }
-        report = build_report(recipe, target, plan, _combined_hash(inputs), outcome, _shipped_bytes(folder), sections)
+        shipped = sum((folder / name).stat().st_size for name in outcome.shipped_files)
+        report = build_report(recipe, target, plan, _combined_hash(inputs), outcome, shipped, sections)
         write_report(report, folder / REPORT_FILE)
     return report
 
@@ -196,6 +198,7 @@ def _quantize(
             },
             "weights": recipe.weights.model_dump(mode="json"),
             "texts": [texts.calibration, texts.evaluation],
+            "activation_tokens": recipe.calibration.activation_tokens,
             "kv": [kv_format, layout],
             "cache": cache_settings(checkpoint.spec, recipe),
             "seed": recipe.seed,
@@ -269,19 +272,13 @@ def _lower(
             request = LowerRequest(recipe, quantized, windows, folder, verification, logs)
             outcome = target.lower(request)
             stage.note = f"{target.runtime} for {recipe.target.soc}"
-            (folder / OUTCOME_FILE).write_text(json.dumps(outcome.__dict__), encoding="utf-8")
+            (folder / OUTCOME_FILE).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 
     folder, resumed = cache.produce("lowered", key, write)
     if resumed:
         with display.stage("lower") as stage:
             stage.note = "resumed from an earlier run"
-    values = json.loads((folder / OUTCOME_FILE).read_text(encoding="utf-8"))
-    outcome = LowerOutcome(**values)
-    return folder, replace(
-        outcome,
-        undelegated_operators=tuple(outcome.undelegated_operators),
-        slots_per_layer=tuple(outcome.slots_per_layer),
-    )
+    return folder, TypeAdapter(LowerOutcome).validate_json((folder / OUTCOME_FILE).read_bytes())
 
 
 def _assemble(folder: Path, checkpoint: Checkpoint, quantized: Path, lowered: Path) -> None:
@@ -332,12 +329,3 @@ def _combined_hash(inputs: dict[str, str]) -> str:
     """One hash for the model: of its files' names and hashes."""
     text = "\n".join(f"{name} {inputs[name]}" for name in sorted(inputs))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _shipped_bytes(folder: Path) -> int:
-    """Bytes that an app ships: everything but verification data, manifest and report."""
-    names = ("model.pte", "embedding.safetensors", "host.json")
-    total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
-    if not total:
-        raise UsageError(f"{folder}: no artifact was written", "export again")
-    return total

@@ -46,12 +46,22 @@ class LowerRequest:
 
 
 @dataclass(frozen=True)
-class LowerOutcome:
-    """What a lowering reports: bytes of weights, delegation, KV memory as the artifact declares it, target-specific figures."""
+class Delegation:
+    """Read back from the artifact: the share of operators inside delegates, delegates per method, operators left outside."""
 
+    fraction: float
+    delegates_per_method: dict[str, int]
+    operators_outside: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LowerOutcome:
+    """What a lowering made: the files that an app ships, bytes of weights, delegation, KV memory as the artifact declares it, and
+    figures of the target's own."""
+
+    shipped_files: tuple[str, ...]
     weight_bytes: int
-    delegated_fraction: float
-    undelegated_operators: tuple[str, ...]
+    delegation: Delegation
     kv_bytes_total: int
     slots_per_layer: tuple[int, ...]
     notes: dict[str, Any] = field(default_factory=dict)

@@ -11,8 +11,12 @@ from exporter.verify.verification import VerificationResult
 def audit_lowering(plan: Plan, outcome: LowerOutcome) -> None:
     """Delegation, slots and cache bytes as declared by the artifact. Raises GateFailed naming what differs."""
     problems = []
-    if outcome.undelegated_operators:
-        problems.append(f"operators outside the delegate: {', '.join(outcome.undelegated_operators)}")
+    delegation = outcome.delegation
+    if delegation.operators_outside:
+        problems.append(f"operators outside the delegate: {', '.join(delegation.operators_outside)}")
+    split = [f"{method} has {count}" for method, count in delegation.delegates_per_method.items() if count != 1]
+    if split:
+        problems.append(f"each method must be exactly one delegate: {', '.join(split)}")
     if outcome.slots_per_layer != plan.slots_per_layer:
         problems.append(f"cache slots {list(outcome.slots_per_layer)}, planned {list(plan.slots_per_layer)}")
     if outcome.kv_bytes_total != plan.kv_bytes_total:

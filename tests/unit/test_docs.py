@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import importlib.util
@@ -361,7 +360,7 @@ def example_report() -> dict[str, Any]:
     from exporter.plan import plan_export
     from exporter.progress import StageFigures
     from exporter.report.build import build_report, export_section, parity_section, quality_section
-    from exporter.targets.base import LowerOutcome, find_target
+    from exporter.targets.base import Delegation, LowerOutcome, find_target
     from exporter.verify.gates import Gate
     from exporter.verify.parity import ParityFigures
     from exporter.verify.verification import VerificationResult
@@ -375,7 +374,7 @@ def example_report() -> dict[str, Any]:
     result = zeros(
         VerificationResult, parity=zeros(ParityFigures), ring_wraps=(0.0,), gates=[Gate("parity.mean_kl", 0.0, None)]
     )
-    outcome = LowerOutcome(0, 1.0, (), 0, plan.slots_per_layer, {})
+    outcome = LowerOutcome((), 0, Delegation(1.0, {"prefill": 1, "decode": 1}, ()), 0, plan.slots_per_layer, {})
     sections = {
         "parity": parity_section(result),
         "quality": quality_section("text.txt", 1.0, 1.0, result),
@@ -401,15 +400,9 @@ def documented_keys(text: str) -> set[str]:
 
 def target_notes() -> set[str]:
     """Names of the figures that the Qualcomm target adds to the section `artifact`."""
-    source = (REPOSITORY / "exporter/targets/executorch/qnn/lower.py").read_text(encoding="utf-8")
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Dict):
-            entries = {key.value: value for key, value in zip(node.keys, node.values) if isinstance(key, ast.Constant)}
-            notes = entries.get("notes")
-            if isinstance(notes, ast.Dict):
-                found |= {str(key.value) for key in notes.keys if isinstance(key, ast.Constant)}
-    return found
+    from exporter.targets.executorch.qnn.lower import QnnFigures
+
+    return {field.name for field in dataclasses.fields(QnnFigures)}
 
 
 @functools.cache

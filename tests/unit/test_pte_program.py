@@ -10,11 +10,18 @@ import pytest
 
 pytest.importorskip("executorch", reason="the qnn extra is not installed")
 
+from executorch.exir._serialize import _serialize_pte_binary
 from executorch.exir._serialize._program import deserialize_pte_binary
-from executorch.exir.schema import DelegateCall
+from executorch.exir.schema import DelegateCall, Instruction, KernelCall, Operator
 
 from exporter.targets.executorch.qnn.graph import Storage, Value
-from exporter.targets.executorch.qnn.program import CompiledContext, DelegatedMethod, delegate_program
+from exporter.targets.executorch.qnn.program import (
+    CompiledContext,
+    DelegatedMethod,
+    MethodCalls,
+    delegate_program,
+    read_calls,
+)
 
 METHODS = [
     DelegatedMethod(
@@ -79,3 +86,17 @@ def test_equal_contexts_get_equal_signatures_whenever_they_were_made() -> None:
     assert struct.unpack_from("<Q", signed[0], 4)[0] == int.from_bytes(hashlib.sha256(payload).digest()[:8], "little")
     with pytest.raises(ToolchainMissing, match="header"):
         with_content_signature(b"another format" * 4)
+
+
+def test_calls_are_read_back_from_the_file() -> None:
+    program = delegate_program(METHODS, [CompiledContext(b"binary", b"options")])
+    assert read_calls(program) == [MethodCalls("prefill", 1, ()), MethodCalls("decode", 1, ())]
+
+
+def test_a_kernel_beside_the_delegate_is_found() -> None:
+    written = deserialize_pte_binary(delegate_program(METHODS, [CompiledContext(b"binary", b"options")]))
+    plan = written.program.execution_plan[1]
+    plan.operators.append(Operator("aten::add", "out"))
+    plan.chains[0].instructions.append(Instruction(KernelCall(op_index=0, args=[0])))
+    spoiled = bytes(_serialize_pte_binary(written, extract_delegate_segments=True))
+    assert read_calls(spoiled)[1] == MethodCalls("decode", 1, ("aten::add",))

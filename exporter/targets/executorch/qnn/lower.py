@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from exporter.decoder.cache import LayerCache
 from exporter.decoder.forward import decode_chunk
 from exporter.decoder.rotary import inverse_frequencies
 from exporter.decoder.spec import EMBEDDING
+from exporter.errors import GateFailed
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
+from exporter.targets.base import Delegation, LowerOutcome
 from exporter.targets.executorch.qnn import sdk
 from exporter.targets.executorch.qnn.encodings import RangeRecorder, choose_encodings, extend_encodings
 from exporter.targets.executorch.qnn.evaluate import GraphEvaluator
@@ -30,8 +32,26 @@ from exporter.targets.executorch.qnn.graph import Encoding, HtpGraph, Kernel, St
 from exporter.targets.executorch.qnn.host import HIDDEN, Host, HostLayer, HostLayout
 from exporter.targets.executorch.qnn.ops import MaskKind, QnnOps
 
+if TYPE_CHECKING:
+    from exporter.targets.executorch.qnn.program import CompiledContext, MethodCalls
+
 PROGRAM_FILE, HOST_FILE, EMBEDDING_FILE = "model.pte", "host.json", "embedding.safetensors"
 PREFILL, DECODE = "prefill", "decode"
+
+SHARED_SIZE_SHARE = 0.75
+"""Judged by size: two methods that share weights take little more than half of the bytes of two that do not."""
+
+
+@dataclass(frozen=True)
+class QnnFigures:
+    """What the report's artifact section says of this target alone; bytes of contexts, and the compiler's DDR bytes per call."""
+
+    operators_per_method: dict[str, int]
+    context_bytes_shipped: int
+    context_bytes_unshared: int
+    weights_shared_between_methods: bool
+    compiler_ddr_bytes: dict[str, dict[str, int]]
+
 
 _TRAFFIC = re.compile(r"spill_bytes=(\d+)\s+fill_bytes=(\d+)\s+write_total_bytes=(\d+)\s+read_total_bytes=(\d+)")
 
@@ -145,7 +165,7 @@ def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Entry point of the child process; see `QnnTarget.lower` for the arguments."""
     sdk.prepare_environment()
     from exporter.targets.executorch.qnn.compile import compile_graphs
-    from exporter.targets.executorch.qnn.program import DelegatedMethod, delegate_program
+    from exporter.targets.executorch.qnn.program import DelegatedMethod, delegate_program, read_calls
 
     decoder = load_quantized(Path(arguments["quantized"]))
     graphs = build_graphs(decoder)
@@ -156,42 +176,64 @@ def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     sdk.load_libraries()
     methods = list(graphs.values())
     signatures = [DelegatedMethod.of(graph) for graph in methods]
-    artifact, verification = Path(arguments["artifact"]), Path(arguments["verification"])
-    shared = bool(arguments["share_weights"])
+    artifact, verification, log = (Path(arguments[name]) for name in ("artifact", "verification", "log"))
     _announce("context unshared")
     separate = [compile_graphs([graph], encodings, arguments["soc"], share_weights=False) for graph in methods]
     (verification / PROGRAM_FILE).write_bytes(delegate_program(signatures, separate))
     _announce("context shared")
-    shipped = [compile_graphs(methods, encodings, arguments["soc"], share_weights=True)] if shared else separate
+    share = bool(arguments["share_weights"])
+    shipped = [compile_graphs(methods, encodings, arguments["soc"], share_weights=True)] if share else separate
     (artifact / PROGRAM_FILE).write_bytes(delegate_program(signatures, shipped))
     _announce("end")
     _write_host_files(decoder, graphs, encodings, artifact)
+    figures = _figures(methods, shipped, separate, log)
+    calls = read_calls((artifact / PROGRAM_FILE).read_bytes())
+    return asdict(_outcome(decoder, methods, calls, figures, (artifact / EMBEDDING_FILE).stat().st_size))
+
+
+def _outcome(
+    decoder: QuantizedDecoder, methods: list[HtpGraph], calls: list[MethodCalls], figures: QnnFigures, table_bytes: int
+) -> LowerOutcome:
+    caches = [value for value in methods[-1].inputs if value.name.endswith((".keys", ".values"))]
+    return LowerOutcome(
+        shipped_files=(PROGRAM_FILE, EMBEDDING_FILE, HOST_FILE),
+        weight_bytes=_kernel_bytes(methods[0]) + table_bytes,
+        delegation=_delegation(methods, calls),
+        kv_bytes_total=sum(map(_bytes, caches)),
+        slots_per_layer=tuple(layer.slots for layer in decoder.layout),
+        notes=asdict(figures),
+    )
+
+
+def _figures(
+    methods: list[HtpGraph], shipped: list[CompiledContext], separate: list[CompiledContext], log: Path
+) -> QnnFigures:
+    bytes_shipped, bytes_unshared = (sum(len(each.binary) for each in contexts) for contexts in (shipped, separate))
+    return QnnFigures(
+        operators_per_method={graph.name: len(graph.operations) for graph in methods},
+        context_bytes_shipped=bytes_shipped,
+        context_bytes_unshared=bytes_unshared,
+        weights_shared_between_methods=bytes_shipped < SHARED_SIZE_SHARE * bytes_unshared,
+        compiler_ddr_bytes=_ddr_traffic(log, [graph.name for graph in methods]),
+    )
+
+
+def _delegation(graphs: list[HtpGraph], calls: list[MethodCalls]) -> Delegation:
+    """Operators inside the delegates against kernels left to the CPU, over all methods of the written program."""
+    left = [f"{call.method}: {name}" for call in calls for name in call.cpu_operators]
+    inside = sum(len(graph.operations) for graph in graphs)
+    return Delegation(inside / (inside + len(left)), {call.method: call.delegate_calls for call in calls}, tuple(left))
+
+
+def _kernel_bytes(graph: HtpGraph) -> int:
+    """Bytes of codes and scales of every weight matrix, each counted once."""
     kernels = {
-        operand.name: operand
-        for operation in methods[0].operations
+        operand.name: operand.matrix
+        for operation in graph.operations
         for operand in operation.inputs
         if isinstance(operand, Kernel)
     }
-    return {
-        "weight_bytes": sum(
-            kernel.matrix.format.stored_bytes(kernel.matrix.out_features, kernel.matrix.in_features)
-            for kernel in kernels.values()
-        )
-        + (artifact / EMBEDDING_FILE).stat().st_size,
-        "delegated_fraction": 1.0,
-        "undelegated_operators": [],
-        "kv_bytes_total": sum(
-            _bytes(value) for value in graphs[DECODE].inputs if value.name.endswith((".keys", ".values"))
-        ),
-        "slots_per_layer": [layer.slots for layer in decoder.layout],
-        "notes": {
-            "operators_per_method": {graph.name: len(graph.operations) for graph in methods},
-            "context_bytes_shipped": sum(len(context.binary) for context in shipped),
-            "context_bytes_unshared": sum(len(context.binary) for context in separate),
-            "weights_shared_between_methods": shared,
-            "compiler_ddr_bytes": _ddr_traffic(Path(arguments["log"]), [graph.name for graph in methods]),
-        },
-    }
+    return sum(matrix.format.stored_bytes(matrix.out_features, matrix.in_features) for matrix in kernels.values())
 
 
 def _write_host_files(
@@ -228,8 +270,9 @@ def _announce(section: str) -> None:
 def _ddr_traffic(log: Path, methods: list[str]) -> dict[str, dict[str, int]]:
     """The compiler's DDR summary of each method of the context without shared weights: bytes per call."""
     text = log.read_text(encoding="utf-8", errors="replace").split("@@ context unshared")[-1].split("@@ ")[0]
-    names = ("spill", "fill", "write_total", "read_total")
+    names, summaries = ("spill", "fill", "write_total", "read_total"), _TRAFFIC.findall(text)
+    if len(summaries) != len(methods):
+        raise GateFailed(f"{log}: the compiler summed up DDR traffic {len(summaries)} times for {len(methods)} methods")
     return {
-        method: dict(zip(names, map(int, found), strict=True))
-        for method, found in zip(methods, _TRAFFIC.findall(text), strict=False)
+        method: dict(zip(names, map(int, found), strict=True)) for method, found in zip(methods, summaries, strict=True)
     }

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from executorch.exir._serialize import _PTEFile, _serialize_pte_binary
+from executorch.exir._serialize._program import deserialize_pte_binary
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.scalar_type import ScalarType
 from executorch.exir.schema import (
@@ -25,6 +26,7 @@ from executorch.exir.schema import (
     EValue,
     ExecutionPlan,
     Instruction,
+    KernelCall,
     Program,
     SubsegmentOffsets,
     Tensor,
@@ -78,6 +80,26 @@ def delegate_program(methods: list[DelegatedMethod], contexts: list[CompiledCont
         constant_segment=SubsegmentOffsets(segment_index=0, offsets=[]),
     )
     return bytes(_serialize_pte_binary(_PTEFile(program=program), extract_delegate_segments=True))
+
+
+@dataclass(frozen=True)
+class MethodCalls:
+    """What one method of a written program executes: how many delegate calls, and which operators on the CPU."""
+
+    method: str
+    delegate_calls: int
+    cpu_operators: tuple[str, ...]
+
+
+def read_calls(program: bytes) -> list[MethodCalls]:
+    """Reads a .pte back: the audit of delegation looks at the file, not at what was meant to be written."""
+    found = []
+    for plan in deserialize_pte_binary(program).program.execution_plan:
+        calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
+        delegated = sum(isinstance(call, DelegateCall) for call in calls)
+        kernels = [plan.operators[call.op_index].name for call in calls if isinstance(call, KernelCall)]
+        found.append(MethodCalls(plan.name, delegated, tuple(kernels)))
+    return found
 
 
 def _execution_plan(method: DelegatedMethod, place: int, specs: list[CompileSpec]) -> ExecutionPlan:

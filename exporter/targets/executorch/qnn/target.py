@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 
+from pydantic import TypeAdapter
+
 from exporter.child import run_child
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import Activation, DecoderSpec
@@ -78,14 +80,7 @@ class QnnTarget:
             request.logs / "lower.log",
             LOWER_TIME_LIMIT_S,
         )
-        return LowerOutcome(
-            int(result["weight_bytes"]),
-            float(result["delegated_fraction"]),
-            tuple(result["undelegated_operators"]),
-            int(result["kv_bytes_total"]),
-            tuple(result["slots_per_layer"]),
-            result["notes"],
-        )
+        return TypeAdapter(LowerOutcome).validate_python(result)
 
 
 def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
