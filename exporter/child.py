@@ -141,9 +141,7 @@ def _rebuild_error(description: dict[str, str], log: Path) -> SlmExportError:
     message, next_step = description["message"], description["next_step"]
     if kind is errors.RecipeError:
         return errors.UsageError(message, next_step)  # of the same exit code, and the message lists every problem
-    if kind is ChildFailed:
-        return ChildFailed(message, next_step or f"see {log}")
-    return kind(message, next_step)
+    return kind(message, next_step or f"see {log}")
 
 
 def _main() -> int:
@@ -168,8 +166,7 @@ def _main() -> int:
         except Exception as fault:  # noqa: BLE001  any bug of the function is the parent's to report
             traceback.print_exc()
             emit({"error": {"type": "ChildFailed", "message": f"{name}: {_first_line(fault)}", "next_step": ""}})
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush_everything()
     os._exit(0)  # native destructors of the Qualcomm libraries may crash at exit, after the result is safe
 
 
@@ -182,6 +179,15 @@ def _storage_error(fault: OSError) -> dict[str, str]:
 def _first_line(fault: Exception) -> str:
     """The log has the rest; an exception without a text is named by its class."""
     return next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+
+
+def _flush_everything() -> None:
+    """The log's last lines sit in Python's buffers, or in those of a native library's own stdio."""
+    import ctypes
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)
 
 
 def _die_with_parent() -> None:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from exporter.targets.base import TARGETS, find_target
+from exporter.targets.base import all_targets
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ def diagnose() -> list[Finding]:
         Finding("disk", True, f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here", required=False),
     ]
     findings += [_package(name) for name in ("torch", "safetensors", "tokenizers")]
-    find_target("executorch-qnn")
-    for name in TARGETS:
-        problem = TARGETS.get(name).toolchain_problem()
+    targets = all_targets()
+    for name in targets:
+        problem = targets.get(name).toolchain_problem()
         findings.append(Finding(f"target {name}", problem is None, problem or "ready"))
     return findings
 

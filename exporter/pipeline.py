@@ -15,11 +15,8 @@ import torch
 from pydantic import TypeAdapter
 
 from exporter.checkpoint.checkpoint import COMPANION_FILES, Checkpoint, file_sha256, open_checkpoint
-from exporter.checkpoint.text import TextCodec, read_text
 from exporter.decoder.forward import decode_hidden
-from exporter.decoder.sequence_ops import SequenceOps
-from exporter.decoder.torch_ops import Hooks
-from exporter.errors import UsageError
+from exporter.decoder.sequence_ops import Hooks, SequenceOps
 from exporter.folder import OutputFolder
 from exporter.manifest import (
     REPORT_FILE,
@@ -39,6 +36,7 @@ from exporter.report.build import build_report, export_section, parity_section, 
 from exporter.resources import example_folder
 from exporter.stage_cache import StageCache, cache_root, content_key
 from exporter.targets.base import LowerOutcome, LowerRequest, Target, find_target
+from exporter.texts import Texts, read_texts
 from exporter.verify.audit import audit_lowering, audit_run
 from exporter.verify.gates import require
 from exporter.verify.parity import layerwise_perplexities
@@ -74,14 +72,6 @@ class ExportRequest:
         return self.evaluation or example_folder() / "evaluation.txt"
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Token windows of the calibration and evaluation texts."""
-
-    calibration: list[list[int]]
-    evaluation: list[list[int]]
-
-
 @torch.no_grad()
 def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
     """Runs every stage and returns the report. On any error the output folder is as it was before."""
@@ -93,7 +83,7 @@ def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
     _require_toolchain(target)
     with display.stage("load") as stage:
         checkpoint = open_checkpoint(request.model_folder, request.adapter)
-        texts = _read_texts(request, checkpoint.text_codec())
+        texts = read_texts(recipe, request.calibration_file, request.evaluation_file, checkpoint.text_codec())
         inputs = {path.name: file_sha256(path) for path in checkpoint.input_files()}
         text_hashes = {
             "calibration text": file_sha256(request.calibration_file),
@@ -112,16 +102,17 @@ def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
         _assemble(folder, checkpoint, quantized, lowered)
         result, evaluation = _verify(recipe, target, quantized, folder, texts, request, logs, display)
         audit_run(plan, result)
-        require(result.gates)
+        require(
+            result.gates,
+            "nothing was written; try finer weights or more calibration text, or accept it with --set gates.FIELD=LIMIT",
+        )
         with display.stage("package"):
             evaluation.save(folder / VERIFICATION_FOLDER)
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             write_manifest(folder, recipe, _target_json(target, recipe), {**inputs, **text_hashes}, created)
         sections = {
-            "parity": parity_section(result),
-            "quality": quality_section(
-                evaluation.text, evaluation.perplexity_full_precision, evaluation.perplexity_full_precision_all, result
-            ),
+            "parity": parity_section(target, result),
+            "quality": quality_section(target, evaluation, result),
             "export": export_section(display.figures, peak_rss_bytes()),
         }
         shipped = sum((folder / name).stat().st_size for name in outcome.shipped_files)
@@ -144,12 +135,10 @@ def verify_export(folder: Path, display: StageDisplay) -> dict[str, Any]:
     logs = StageCache(cache_root(), resume=True).logs(content_key({"verify": str(folder.resolve())}))
     with display.stage("verify", logs / "verify.log") as running:
         result = verify_artifact(target, decoder, recipe, folder, evaluation, logs / "verify.log", running.advance)
-    require(result.gates)
+    require(result.gates, "export again: these files do not do what their report says")
     return {
-        "parity": parity_section(result),
-        "quality": quality_section(
-            evaluation.text, evaluation.perplexity_full_precision, evaluation.perplexity_full_precision_all, result
-        ),
+        "parity": parity_section(target, result),
+        "quality": quality_section(target, evaluation, result),
     }
 
 
@@ -159,25 +148,6 @@ def _require_toolchain(target: Target) -> None:
     problem = target.toolchain_problem()
     if problem is not None:
         raise ToolchainMissing(problem)
-
-
-def _read_texts(request: ExportRequest, codec: TextCodec) -> Texts:
-    calibration, verify = request.recipe.calibration, request.recipe.verify
-    count = -(-calibration.tokens // calibration.window)
-    return Texts(
-        _read_windows(codec, request.calibration_file, "calibration", calibration.window, count),
-        _read_windows(
-            codec, request.evaluation_file, "evaluation", verify.window, max(verify.windows, verify.quality_windows)
-        ),
-    )
-
-
-def _read_windows(codec: TextCodec, path: Path, purpose: str, length: int, count: int) -> list[list[int]]:
-    text = read_text(path, purpose)
-    try:
-        return codec.windows(text, length, count)
-    except UsageError as fault:
-        raise UsageError(f"{purpose} file {path}: {fault.message}", fault.next_step) from None
 
 
 def _quantize(
@@ -221,7 +191,7 @@ def _quantize(
         with display.stage("calibrate") as stage:
             calibrator = KvCalibrator(checkpoint.spec)
             ops = SequenceOps(weights, recipe.calibration.window, Hooks(attention=calibrator.observe))
-            windows = _activation_windows(recipe, texts)
+            windows = texts.activations(recipe)
             for done, window in enumerate(windows):
                 decode_hidden(ops, checkpoint.spec, torch.tensor(window))
                 stage.advance((done + 1) / len(windows))
@@ -248,14 +218,10 @@ def _quantize(
     return folder
 
 
-def _activation_windows(recipe: Recipe, texts: Texts) -> list[list[int]]:
-    return texts.calibration[: -(-recipe.calibration.activation_tokens // recipe.calibration.window)]
-
-
 def _lower(
     recipe: Recipe, target: Target, quantized: Path, texts: Texts, cache: StageCache, logs: Path, display: StageDisplay
 ) -> tuple[Path, LowerOutcome]:
-    windows = _activation_windows(recipe, texts)
+    windows = texts.activations(recipe)
     key = content_key(
         {
             "quantized": quantized.name,

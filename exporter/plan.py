@@ -20,7 +20,7 @@ from exporter.decoder.spec import (
 from exporter.errors import PlanRefused
 from exporter.quantize.formats import KvFormat, WeightSettings
 from exporter.recipe import SMALLEST_WINDOW, Recipe
-from exporter.targets.base import Refusal, Target, TiedStorage, find_target
+from exporter.targets.base import Obtained, Refusal, Target, TiedStorage, find_target
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Plan:
         return sum(self.kv_bytes_per_layer)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "kv_bytes_total": self.kv_bytes_total, "obtained": "estimated"}
+        return {**asdict(self), "kv_bytes_total": self.kv_bytes_total, "obtained": Obtained.ESTIMATED}
 
 
 def weight_settings(recipe: Recipe) -> WeightSettings:
@@ -80,6 +80,7 @@ def recipe_layout(spec: DecoderSpec, recipe: Recipe, target: Target) -> tuple[La
 def check_refusals(spec: DecoderSpec, recipe: Recipe, target: Target) -> None:
     """Raises PlanRefused listing every reason."""
     refusals = [*target.refusals(spec, recipe), *_cache_refusals(spec, recipe), *_window_refusals(spec, recipe)]
+    refusals += _wrap_refusals(spec, recipe, target)
     if refusals:
         raise PlanRefused(
             "this combination cannot be exported: " + " | ".join(map(str, refusals)),
@@ -112,7 +113,20 @@ def _window_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     if recipe.calibration.window > limit:
         reason = f"calibration.window {recipe.calibration.window} exceeds the model's limit of {limit} tokens"
         found.append(Refusal(reason, f"calibration.window={limit}"))
+    if recipe.calibration.activation_tokens > recipe.calibration.tokens:
+        reason = f"calibration.activation_tokens {recipe.calibration.activation_tokens} are part of calibration.tokens"
+        found.append(Refusal(reason, f"calibration.activation_tokens={recipe.calibration.tokens}"))
     return found
+
+
+def _wrap_refusals(spec: DecoderSpec, recipe: Recipe, target: Target) -> list[Refusal]:
+    """A ring that verification never wraps is not proven."""
+    context = cache_settings(spec, recipe).context
+    rings = [layer.slots for layer in recipe_layout(spec, recipe, target) if layer.slots < context]
+    if recipe.verify.window > max(rings, default=0) or recipe.verify.window > context:
+        return []
+    reason = f"verify.window {recipe.verify.window} never wraps a cache of {max(rings)} slots"
+    return [Refusal(reason, f"verify.window={max(rings) + 1}")]
 
 
 def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
@@ -141,7 +155,7 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
         read,
         read / (recipe.device.memory_bandwidth_gb_s * 1e9) * 1e3,
         recipe.device.memory_bandwidth_gb_s,
-        tuple(target.remarks(spec, recipe, layout)),
+        tuple(target.remarks(recipe)),
     )
 
 

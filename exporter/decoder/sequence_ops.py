@@ -6,35 +6,38 @@ Tensors are [N * S, ...]: N sequences of S tokens, one after another. It agrees 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
+from exporter.decoder.eager_ops import EagerOps, rotate
 from exporter.decoder.rotary import cosine_sine
-from exporter.decoder.spec import Activation, AttentionSpec, NormSpec, RotarySpec
-from exporter.decoder.torch_ops import Hooks, activate, normalize, rotate
+from exporter.decoder.spec import AttentionSpec, RotarySpec
 from exporter.decoder.weights import WeightStore
 
 
-class SequenceOps:
+@dataclass(frozen=True)
+class Hooks:
+    """What calibration listens to. `linear_input` gets the matrix name and its input [N * S, in]; `attention` gets the layer, query
+    [N * S, H, Hd], key and value [N * S, K, Hd]."""
+
+    linear_input: Callable[[str, torch.Tensor], None] | None = None
+    attention: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
+
+
+class SequenceOps(EagerOps):
     """Eager interpreter for sequences of `length` tokens each."""
 
     def __init__(self, weights: WeightStore, length: int, hooks: Hooks = Hooks()) -> None:
-        self.weights, self.length, self.hooks = weights, length, hooks
+        super().__init__(weights)
+        self.length, self.hooks = length, hooks
         self._masks: dict[int | None, torch.Tensor] = {}
-
-    def embedding(self, token_ids: torch.Tensor, table: str) -> torch.Tensor:
-        return self.weights.rows(table, token_ids)
 
     def linear(self, value: torch.Tensor, matrix: str, bias: bool) -> torch.Tensor:
         if self.hooks.linear_input is not None:
             self.hooks.linear_input(matrix, value)
-        offset = self.weights.dense(f"{matrix}.bias") if bias else None
-        return torch.nn.functional.linear(value, self.weights.dense(matrix), offset)
-
-    def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
-        return normalize(value, self.weights.dense(gain), norm)
-
-    def split_heads(self, value: torch.Tensor, heads: int) -> torch.Tensor:
-        return value.unflatten(-1, (heads, -1))
+        return super().linear(value, matrix, bias)
 
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
         tables = cosine_sine(rotary, torch.arange(self.length))
@@ -51,18 +54,6 @@ class SequenceOps:
             query, key, value, attn_mask=self._mask(attention.window), scale=attention.score_scale, enable_gqa=True
         )
         return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
-
-    def activation(self, value: torch.Tensor, kind: Activation) -> torch.Tensor:
-        return activate(value, kind)
-
-    def multiply(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return left * right
-
-    def add(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return left + right
-
-    def logits(self, value: torch.Tensor, table: str) -> torch.Tensor:
-        return torch.nn.functional.linear(value, self.weights.dense(table))
 
     def _mask(self, window: int | None) -> torch.Tensor:
         """bool [S, S]: causal, within the window."""

@@ -5,50 +5,18 @@ checkpoint is quality.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from exporter.decoder.cache import LayerCache
+from exporter.decoder.eager_ops import EagerOps, rotate
 from exporter.decoder.rotary import cosine_sine
-from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
+from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec
 from exporter.decoder.weights import WeightStore
 from exporter.quantize.formats import KvFormat, KvScaling
 from exporter.quantize.kv_codec import ChannelConstants, EncodedRows, KvCodec, LayerKvConstants
 
 FLOAT_KV = KvFormat(32, KvScaling.NONE)
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What calibration listens to. `linear_input` gets the matrix name and its input [S, in]; `attention` gets the layer, query
-    [S, H, Hd], key and value [S, K, Hd] before they are cached."""
-
-    linear_input: Callable[[str, torch.Tensor], None] | None = None
-    attention: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
-
-
-def normalize(value: torch.Tensor, gain: torch.Tensor, norm: NormSpec) -> torch.Tensor:
-    """Root-mean-square normalization over the last axis."""
-    return value * torch.rsqrt(value.square().mean(-1, keepdim=True) + norm.eps) * gain
-
-
-def rotate(value: torch.Tensor, rotary: RotarySpec, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotates the leading channels of [..., Hd] by tables that broadcast to [..., dimensions / 2]."""
-    rotated, passed = value[..., : rotary.dimensions], value[..., rotary.dimensions :]
-    first, second = rotated.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, passed), dim=-1)
-
-
-def activate(value: torch.Tensor, kind: Activation) -> torch.Tensor:
-    """The feed-forward non-linearity."""
-    if kind is Activation.SILU:
-        return torch.nn.functional.silu(value)
-    if kind is Activation.RELU:
-        return torch.relu(value)
-    return torch.nn.functional.gelu(value, approximate="tanh" if kind is Activation.GELU_TANH else "none")
 
 
 class TorchLayerCache:
@@ -81,8 +49,8 @@ class TorchLayerCache:
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
-class TorchOps:
-    """Interprets the decoder eagerly in float32. Tensors are torch tensors without a batch axis."""
+class TorchOps(EagerOps):
+    """Interprets the decoder chunk by chunk, through the cache."""
 
     def __init__(
         self,
@@ -91,12 +59,11 @@ class TorchOps:
         layout: tuple[LayerCache, ...],
         kv_format: KvFormat = FLOAT_KV,
         kv_constants: tuple[LayerKvConstants, ...] | None = None,
-        hooks: Hooks = Hooks(),
     ) -> None:
-        self.spec, self.weights, self.layout = spec, weights, layout
+        super().__init__(weights)
+        self.spec, self.layout = spec, layout
         self.kv_format, self.kv_constants = kv_format, kv_constants
-        self.hooks = hooks
-        self._chunk_start, self._chunk_length = 0, 0
+        self._chunk = (0, 0)
         self.caches: list[TorchLayerCache] = []
         self.reset()
 
@@ -109,36 +76,19 @@ class TorchOps:
             key, value = KvCodec(self.kv_format, constants.key), KvCodec(self.kv_format, constants.value)
             self.caches.append(TorchLayerCache(self.layout[index], key, value))
 
-    def begin_chunk(self, start: int, length: int) -> None:
-        """States the absolute position of the chunk that the next calls decode."""
-        self._chunk_start, self._chunk_length = start, length
-
     def embedding(self, token_ids: torch.Tensor, table: str) -> torch.Tensor:
-        self.begin_chunk(self.caches[0].length, token_ids.shape[0])
-        return self.weights.rows(table, token_ids)
-
-    def linear(self, value: torch.Tensor, matrix: str, bias: bool) -> torch.Tensor:
-        if self.hooks.linear_input is not None:
-            self.hooks.linear_input(matrix, value)
-        offset = self.weights.dense(f"{matrix}.bias") if bias else None
-        return torch.nn.functional.linear(value, self.weights.dense(matrix), offset)
-
-    def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
-        return normalize(value, self.weights.dense(gain), norm)
-
-    def split_heads(self, value: torch.Tensor, heads: int) -> torch.Tensor:
-        return value.unflatten(-1, (heads, -1))
+        self._chunk = (self.caches[0].length, token_ids.shape[0])
+        return super().embedding(token_ids, table)
 
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
-        positions = torch.arange(self._chunk_start, self._chunk_start + self._chunk_length)
+        start, length = self._chunk
+        positions = torch.arange(start, start + length)
         cosine, sine = (table[:, None, :] for table in cosine_sine(rotary, positions))
         return rotate(value, rotary, cosine, sine)
 
     def attention(
         self, layer: int, attention: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
-        if self.hooks.attention is not None:
-            self.hooks.attention(layer, query, key, value)
         cache = self.caches[layer]
         start = cache.length
         cache.append(key, value)
@@ -149,20 +99,6 @@ class TorchOps:
         probabilities = scores.masked_fill(~visible, -torch.inf).softmax(-1)
         mixed = cache.value.restore(torch.einsum("krsc,ckd->skrd", probabilities, values))
         return mixed.flatten(1)
-
-    def activation(self, value: torch.Tensor, kind: Activation) -> torch.Tensor:
-        return activate(value, kind)
-
-    def multiply(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return left * right
-
-    def add(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return left + right
-
-    def logits(self, value: torch.Tensor, table: str) -> torch.Tensor:
-        if self.hooks.linear_input is not None:
-            self.hooks.linear_input(table, value)
-        return torch.nn.functional.linear(value, self.weights.dense(table))
 
 
 def _store(rows: EncodedRows | None, new: EncodedRows, slots: torch.Tensor, count: int) -> EncodedRows:

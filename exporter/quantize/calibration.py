@@ -13,7 +13,6 @@ from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 SMALLEST_SPREAD = 1e-4
 """Floor for standard deviations and ranges: a channel that never moves must not blow up the others."""
 
-
 LARGEST_SPREAD_RATIO = 64.0
 """A channel's range counts as at least this fraction of the layer's widest: the constants themselves are stored in 16 bits."""
 
@@ -57,7 +56,7 @@ class ChannelStatistics:
 
 
 class KvCalibrator:
-    """Listens to attention (see `torch_ops.Hooks`) and derives every layer's constants."""
+    """Listens to attention (see `sequence_ops.Hooks`) and derives every layer's constants."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         self.spec = spec
@@ -97,7 +96,7 @@ class KvCalibrator:
 
 
 def _static(statistics: ChannelStatistics, bits: int, per_channel: bool) -> ChannelConstants:
-    """One scale and zero point for the layer, or (INT4) each channel's own range mapped onto the codes."""
+    """One scale and zero point for the layer, or each channel's own range mapped onto the codes."""
     steps = 2**bits - 1
     if per_channel:
         spread = statistics.high - statistics.low

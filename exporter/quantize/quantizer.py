@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from exporter.decoder.eager_ops import normalize
 from exporter.decoder.forward import decode_layer
-from exporter.decoder.sequence_ops import SequenceOps
+from exporter.decoder.sequence_ops import Hooks, SequenceOps
 from exporter.decoder.spec import (
     EMBEDDING,
     FINAL_NORM,
@@ -21,7 +22,6 @@ from exporter.decoder.spec import (
     head_name,
     layer_weights,
 )
-from exporter.decoder.torch_ops import Hooks, normalize
 from exporter.decoder.weights import DecoderWeights, WeightStore
 from exporter.quantize.formats import RoundingMethod, WeightFormat, WeightSettings
 from exporter.quantize.gptq import quantize_gptq

@@ -10,37 +10,38 @@ from typing import Any
 from exporter.plan import Plan
 from exporter.progress import StageFigures
 from exporter.recipe import Recipe
-from exporter.targets.base import LowerOutcome, Target
-from exporter.verify.verification import VerificationResult, describe_gates
+from exporter.targets.base import LowerOutcome, Obtained, Target
+from exporter.verify.parity import NEAR_TIE_LOGITS
+from exporter.verify.verification import EvaluationSet, VerificationResult, describe_gates
 
 SCHEMA_VERSION = 1
 
 
-def parity_section(result: VerificationResult) -> dict[str, Any]:
+def parity_section(target: Target, result: VerificationResult) -> dict[str, Any]:
     """Artifact against oracle."""
     return {
-        "obtained": "simulated",
+        "obtained": target.obtained,
         "reference": "TorchOps oracle on the same quantized checkpoint",
         **asdict(result.parity),
-        "near_tie_logits": 0.1,
+        "near_tie_logits": NEAR_TIE_LOGITS,
         "ring_wraps_per_layer": list(result.ring_wraps),
         "gates": describe_gates(result.gates),
         "passed": all(gate.passed for gate in result.gates),
     }
 
 
-def quality_section(text: str, full: float, full_all: float, result: VerificationResult) -> dict[str, Any]:
+def quality_section(target: Target, evaluation: EvaluationSet, result: VerificationResult) -> dict[str, Any]:
     """Perplexity in three phases on the same tokens, and of the first two on the whole evaluation set."""
     return {
-        "obtained": "simulated",
-        "text": text,
+        "obtained": target.obtained,
+        "text": evaluation.text,
         "tokens": result.tokens,
-        "perplexity_full_precision": full,
+        "perplexity_full_precision": evaluation.perplexity_full_precision,
         "perplexity_quantized": result.perplexity_quantized,
         "perplexity_artifact": result.perplexity_artifact,
         "all_windows": {
             "tokens": result.tokens_all,
-            "perplexity_full_precision": full_all,
+            "perplexity_full_precision": evaluation.perplexity_full_precision_all,
             "perplexity_quantized": result.perplexity_quantized_all,
         },
     }
@@ -48,7 +49,7 @@ def quality_section(text: str, full: float, full_all: float, result: Verificatio
 
 def export_section(figures: list[StageFigures], peak_rss_bytes: int) -> dict[str, Any]:
     return {
-        "obtained": "measured",
+        "obtained": Obtained.MEASURED,
         "wall_s": sum(stage.wall_s for stage in figures),
         "cpu_s": sum(stage.cpu_s for stage in figures),
         "peak_rss_bytes": peak_rss_bytes,
@@ -72,7 +73,7 @@ def build_report(
         "model": {"family": plan.family, "parameters": plan.parameters, "sha256": model_sha256},
         "target": {"runtime": target.runtime, "backend": target.backend, "soc": recipe.target.soc},
         "artifact": {
-            "obtained": "measured",
+            "obtained": Obtained.MEASURED,
             "bytes": artifact_bytes,
             "weight_bytes": outcome.weight_bytes,
             "tied_embedding_stored_once": plan.tied.stored_once,
@@ -83,7 +84,7 @@ def build_report(
             **outcome.notes,
         },
         "kv_cache": {
-            "obtained": "measured",
+            "obtained": Obtained.MEASURED,
             "bits": plan.kv_bits,
             "bytes_per_token": plan.kv_bytes_per_token,
             "bytes_total": outcome.kv_bytes_total,

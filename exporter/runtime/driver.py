@@ -33,10 +33,10 @@ class Driver(Protocol):
         """Bytes of cache that are really allocated."""
 
 
-def open_driver(function: str, folder: Path, for_verification: bool) -> Driver:
+def open_driver(function: str, folder: Path) -> Driver:
     """Calls a target's `module:function`."""
     module, name = function.split(":")
-    driver: Driver = getattr(importlib.import_module(module), name)(folder, for_verification)
+    driver: Driver = getattr(importlib.import_module(module), name)(folder)
     return driver
 
 
@@ -45,7 +45,7 @@ def score_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
     Arguments: driver, folder, windows [[token ids, prefill count]], output (an .npy file [all tokens, V]).
     """
-    driver = open_driver(arguments["driver"], Path(arguments["folder"]), for_verification=True)
+    driver = open_driver(arguments["driver"], Path(arguments["folder"]))
     logits = []
     for done, (window, prefill_count) in enumerate(arguments["windows"]):
         driver.reset()
@@ -63,7 +63,7 @@ def generate_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
     Arguments: driver, folder, token_ids, end_ids, limit, sampling.
     """
-    driver = open_driver(arguments["driver"], Path(arguments["folder"]), for_verification=False)
+    driver = open_driver(arguments["driver"], Path(arguments["folder"]))
     token_ids, limit = arguments["token_ids"], arguments["limit"]
     if len(token_ids) >= driver.context:
         raise UsageError(f"the prompt has {len(token_ids)} tokens, the cache {driver.context}", "shorten the prompt")

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import sys
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import DecoderSpec
 from exporter.quantize.formats import KvFormat
 from exporter.recipe import Recipe
 from exporter.registry import Registry
+
+
+class Obtained(StrEnum):
+    """How a figure came about."""
+
+    MEASURED = "measured"
+    EMULATED = "emulated"
+    SIMULATED = "simulated"
+    ESTIMATED = "estimated"
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,8 @@ class Target(Protocol):
 
     runtime: str
     backend: str
+    obtained: Obtained
+    """How the figures of a run on this machine come about."""
 
     def kv_format(self, recipe: Recipe) -> KvFormat:
         """The codec that the recipe's `kv_cache` section means on this target."""
@@ -85,7 +99,7 @@ class Target(Protocol):
     def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
         """How the artifact stores a tied table."""
 
-    def remarks(self, spec: DecoderSpec, recipe: Recipe, layout: tuple[LayerCache, ...]) -> list[str]:
+    def remarks(self, recipe: Recipe) -> list[str]:
         """What a user should know about this combination although it works."""
 
     def toolchain_problem(self) -> str | None:
@@ -95,14 +109,21 @@ class Target(Protocol):
         """Builds the artifact. Raises GateFailed when an operator stays outside the delegate."""
 
     driver: str
-    """`module:function(folder, for_verification) -> Driver`, called in a child process."""
+    """`module:function(folder) -> Driver`, called in a child process."""
 
 
 TARGETS: Registry[Target] = Registry("target")
 
 
+def all_targets() -> Registry[Target]:
+    """Every target: each package below this one with a module `target` registers itself when that is imported."""
+    package = sys.modules[__package__]
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if found.name.endswith(".target"):
+            importlib.import_module(found.name)
+    return TARGETS
+
+
 def find_target(kind: str) -> Target:
     """The target of a recipe. Raises UsageError naming the nearest."""
-    from exporter.targets.executorch.qnn import target  # noqa: F401  registers itself
-
-    return TARGETS.get(kind)
+    return all_targets().get(kind)

@@ -32,4 +32,4 @@ def audit_run(plan: Plan, result: VerificationResult) -> None:
 
 def _raise(problems: list[str]) -> None:
     if problems:
-        raise GateFailed("audit failed: " + "; ".join(problems), "no artifact was left in place")
+        raise GateFailed("audit failed: " + "; ".join(problems), "nothing was written; export again with --no-resume")

@@ -28,13 +28,11 @@ class Gate:
         return f"{self.name} {self.value:.6g} ({'at least' if self.smallest else 'at most'} {self.limit:g})"
 
 
-def require(gates: list[Gate]) -> None:
+def require(gates: list[Gate], next_step: str) -> None:
     """Raises GateFailed naming every gate that failed."""
     failed = [str(gate) for gate in gates if not gate.passed]
     if failed:
-        raise GateFailed(
-            f"{len(failed)} gate{'s' * (len(failed) > 1)} failed: {'; '.join(failed)}", "no artifact was left in place"
-        )
+        raise GateFailed(f"{len(failed)} gate{'s' * (len(failed) > 1)} failed: {'; '.join(failed)}", next_step)
 
 
 def percent_rise(value: float, reference: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,14 +69,6 @@ class PerplexityMeter:
     @property
     def perplexity(self) -> float:
         return math.exp(self.negative_log_likelihood / self.tokens)
-
-
-def perplexity(ops: TorchOps, spec: DecoderSpec, windows: Iterable[Sequence[int]], chunk: int) -> float:
-    """Perplexity of an interpreter over windows."""
-    meter = PerplexityMeter()
-    for window in windows:
-        meter.add(window_logits(ops, spec, window, chunk), window)
-    return meter.perplexity
 
 
 def layerwise_perplexities(spec: DecoderSpec, source: WeightStore, windows: Sequence[Sequence[int]]) -> list[float]:

@@ -14,6 +14,7 @@ from hypothesis import settings
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.forward import decode_chunk
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
+from exporter.decoder.sequence_ops import Hooks, SequenceOps
 from exporter.decoder.spec import (
     EMBEDDING,
     Activation,
@@ -28,7 +29,7 @@ from exporter.decoder.spec import (
     decoder_weights,
     head_name,
 )
-from exporter.decoder.torch_ops import Hooks, TorchOps
+from exporter.decoder.torch_ops import TorchOps
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.calibration import KvCalibrator
 from exporter.quantize.formats import KvFormat, ScaleFormat, WeightFormat
@@ -36,7 +37,7 @@ from exporter.quantize.int4 import quantize_nearest
 from exporter.quantize.kv_codec import LayerKvConstants
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.qnn.encodings import extend_encodings
-from exporter.targets.executorch.qnn.evaluate import GraphEvaluator, emulator, fixed_only
+from exporter.targets.executorch.qnn.evaluate import GraphEvaluator, emulator
 from exporter.targets.executorch.qnn.graph import Encoding, Storage, Value
 from exporter.targets.executorch.qnn.host import HIDDEN, Host
 from exporter.targets.executorch.qnn.lower import DECODE, PREFILL, build_graphs, calibrate_activations, host_layout
@@ -135,8 +136,13 @@ def watch_attention(
     tokens: int = 160,
 ) -> None:
     """Shows `observe` the layer, queries, keys and values of random tokens decoded in full precision."""
-    ops = TorchOps(spec, weights, cache_layout(spec, CacheSettings(tokens, tokens)), hooks=Hooks(attention=observe))
+    ops = SequenceOps(weights, tokens, Hooks(attention=observe))
     decode_chunk(ops, spec, torch.tensor(random_tokens(spec, tokens, seed=77)))
+
+
+def round_fixed(value: Value, data: torch.Tensor) -> torch.Tensor:
+    """Observer that rounds only values whose encoding is given by construction (caches, inputs)."""
+    return data if value.fixed is None or value.storage is Storage.INT32 else value.fixed.snap(data)
 
 
 def calibrated_constants(
@@ -273,7 +279,7 @@ class GraphSession:
         """Real outputs of one call on integer inputs."""
         evaluator = self.evaluators[method]
         real = {value.name: self._real(value, codes[value.name]) for value in evaluator.graph.inputs}
-        return evaluator.run(real, emulator(self.encodings) if self.encodings else fixed_only)
+        return evaluator.run(real, emulator(self.encodings) if self.encodings else round_fixed)
 
     def codes(self, method: str, outputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Outputs as the integers that cross the boundary of the graph."""

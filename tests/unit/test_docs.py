@@ -363,7 +363,7 @@ def example_report() -> dict[str, Any]:
     from exporter.targets.base import Delegation, LowerOutcome, find_target
     from exporter.verify.gates import Gate
     from exporter.verify.parity import ParityFigures
-    from exporter.verify.verification import VerificationResult
+    from exporter.verify.verification import EvaluationSet, VerificationResult
 
     def zeros(kind: Any, **given: Any) -> Any:
         return kind(**{field.name: given.get(field.name, 0) for field in dataclasses.fields(kind)})
@@ -374,10 +374,11 @@ def example_report() -> dict[str, Any]:
     result = zeros(
         VerificationResult, parity=zeros(ParityFigures), ring_wraps=(0.0,), gates=[Gate("parity.mean_kl", 0.0, None)]
     )
+    evaluation = EvaluationSet("text.txt", [], 0, 0, 1.0, 1.0)
     outcome = LowerOutcome((), 0, Delegation(1.0, {"prefill": 1, "decode": 1}, ()), 0, plan.slots_per_layer, {})
     sections = {
-        "parity": parity_section(result),
-        "quality": quality_section("text.txt", 1.0, 1.0, result),
+        "parity": parity_section(target, result),
+        "quality": quality_section(target, evaluation, result),
         "export": export_section([StageFigures("plan", 0.0, 0.0)], 0),
     }
     return build_report(recipe, target, plan, "", outcome, 0, sections)

@@ -32,26 +32,30 @@ def test_a_gate_without_a_limit_passes_and_says_that_it_is_off(smallest: bool) -
     assert str(gate) == "kl 17 (gate off)"
 
 
+NEXT = "do something else"
+
+
 def test_a_gate_prints_value_and_limit() -> None:
     assert str(Gate("kl", 0.25, 0.5)) == "kl 0.25 (at most 0.5)"
     assert str(Gate("top-1", 0.25, 0.98, smallest=True)) == "top-1 0.25 (at least 0.98)"
 
 
 def test_require_accepts_gates_that_pass() -> None:
-    assert require([]) is None
-    assert require([Gate("kl", 0.1, 0.5), Gate("off", 9.0, None)]) is None
+    assert require([], NEXT) is None
+    assert require([Gate("kl", 0.1, 0.5), Gate("off", 9.0, None)], NEXT) is None
 
 
 def test_one_failed_gate_is_named_with_value_and_limit() -> None:
     with pytest.raises(GateFailed) as caught:
-        require([Gate("kl", 0.75, 0.5), Gate("top-1", 0.99, 0.98, smallest=True)])
+        require([Gate("kl", 0.75, 0.5), Gate("top-1", 0.99, 0.98, smallest=True)], NEXT)
     assert caught.value.exit_code == ExitCode.GATE_FAILED
     assert caught.value.message == "1 gate failed: kl 0.75 (at most 0.5)"
+    assert caught.value.next_step == NEXT
 
 
 def test_every_failed_gate_is_named() -> None:
     with pytest.raises(GateFailed) as caught:
-        require([Gate("a", 2.0, 1.0), Gate("fine", 0.0, 1.0), Gate("b", 0.0, 1.0, smallest=True)])
+        require([Gate("a", 2.0, 1.0), Gate("fine", 0.0, 1.0), Gate("b", 0.0, 1.0, smallest=True)], NEXT)
     assert caught.value.message == "2 gates failed: a 2 (at most 1); b 0 (at least 1)"
 
 

@@ -12,8 +12,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from exporter.decoder.cache import CacheSettings, cache_layout
+from exporter.decoder.forward import decode_chunk
 from exporter.decoder.rotary import attention_factor, cosine_sine, inverse_frequencies
-from exporter.decoder.spec import RotaryScaling, RotaryScalingKind, RotarySpec
+from exporter.decoder.spec import EMBEDDING, RotaryScaling, RotaryScalingKind, RotarySpec
 from exporter.decoder.torch_ops import TorchOps
 
 LINEAR, LLAMA3, YARN = RotaryScalingKind.LINEAR, RotaryScalingKind.LLAMA3, RotaryScalingKind.YARN
@@ -89,8 +90,9 @@ def test_every_scaling_rule_really_changes_the_frequencies() -> None:
 @every_case
 def test_rotating_heads_equals_transformers_and_leaves_the_rest_alone(scaling: RotaryScaling | None) -> None:
     spec = TinyModel(windows=(None,)).spec()
-    ops = TorchOps(spec, random_weights(spec), cache_layout(spec, CacheSettings(64, 8)))
-    ops.begin_chunk(17, 5)
+    ops = TorchOps(spec, random_weights(spec), cache_layout(spec, CacheSettings(64, 32)))
+    decode_chunk(ops, spec, torch.arange(17))
+    ops.embedding(torch.arange(5), EMBEDDING)
     heads, positions = normal(1, 5, 3, 12), torch.arange(17, 22)[None]
     found = ops.rotary(heads, RotarySpec(8, 10000.0, scaling))
     module = LlamaRotaryEmbedding(transformers_config(8, 10000.0, scaling))

@@ -93,7 +93,7 @@ def compile_graphs(
             manager.Compile([graph.name for graph in graphs], [[op.GetOpWrapper() for op in ops] for ops in built])
         )
         if not binary:
-            raise GateFailed(f"the Qualcomm compiler produced no binary for {soc}", "see the log of the lower stage")
+            raise GateFailed(f"the Qualcomm compiler produced no binary for {soc}")
         manager.DestroyContext()
     finally:
         manager.Destroy()

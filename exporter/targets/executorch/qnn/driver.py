@@ -63,7 +63,7 @@ class QnnDriver:
         return self._host.commit(self._methods[method](self._host.inputs(token_ids, chunk)), len(token_ids))
 
 
-def open_driver(folder: Path, for_verification: bool) -> QnnDriver:
+def open_driver(folder: Path) -> QnnDriver:
     """Opens an export's verification twin: the simulator cannot load the shipped program's shared weights."""
     sdk.prepare_environment()
     from exporter.targets.executorch.qnn.program import DelegatedMethod

@@ -10,7 +10,6 @@ from exporter.targets.executorch.qnn.graph import (
     Constant,
     Encoding,
     HtpGraph,
-    Kernel,
     Operand,
     Operation,
     Storage,
@@ -110,11 +109,6 @@ _EVALUATE: dict[str, Callable[[Operation, list[torch.Tensor]], torch.Tensor]] = 
 }
 
 
-def fixed_only(value: Value, data: torch.Tensor) -> torch.Tensor:
-    """Observer that rounds only values whose encoding is given by construction (caches, inputs)."""
-    return data if value.fixed is None or value.storage is Storage.INT32 else value.fixed.snap(data)
-
-
 def emulator(encodings: dict[str, Encoding]) -> Observer:
     """Observer that rounds every value to its encoding: the artifact's arithmetic with exact operators."""
 
@@ -122,7 +116,3 @@ def emulator(encodings: dict[str, Encoding]) -> Observer:
         return data if value.storage is Storage.INT32 else encodings[value.name].snap(data)
 
     return observe
-
-
-def operand_is_weight(operand: Operand) -> bool:
-    return isinstance(operand, Kernel)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from exporter.errors import ToolchainMissing
+from exporter.stage_cache import cache_root
 
 REQUIRED_LIBRARIES = ("libQnnSystem.so", "libQnnHtp.so")
 QNN_WHEEL_VERSION = "2.5.0"
@@ -51,9 +53,10 @@ def prepare_environment() -> Path:
     if named:
         return Path(named) / "lib" / "x86_64-linux-clang"
     libraries = library_folder()
-    root = Path(tempfile.mkdtemp(prefix="slm-export-qnn-"))
-    (root / "lib").mkdir()
-    (root / "lib" / "x86_64-linux-clang").symlink_to(libraries)
+    root = cache_root() / "qnn-sdk" / hashlib.sha256(str(libraries).encode()).hexdigest()[:16]
+    (root / "lib").mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        (root / "lib" / "x86_64-linux-clang").symlink_to(libraries)
     os.environ["QNN_SDK_ROOT"] = str(root)
     return libraries
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from exporter.errors import ToolchainMissing
-from exporter.targets.executorch.qnn.graph import HtpGraph
 from exporter.targets.executorch.qnn.program import DelegatedMethod
 
 
@@ -37,7 +36,3 @@ def load_methods(program: Path, signatures: list[DelegatedMethod]) -> dict[str, 
         raise ToolchainMissing(
             f"the HTP simulator cannot load {program.name} ({fault})", "run: slm-export doctor"
         ) from None
-
-
-def signatures_of(graphs: list[HtpGraph]) -> list[DelegatedMethod]:
-    return [DelegatedMethod.of(graph) for graph in graphs]

@@ -7,12 +7,11 @@ import difflib
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
-from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import Activation, DecoderSpec
 from exporter.errors import ToolchainMissing
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSettings
 from exporter.recipe import Recipe
-from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Refusal, TiedStorage
+from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.qnn import sdk
 
 LOWER_TIME_LIMIT_S = 3600.0
@@ -23,6 +22,7 @@ class QnnTarget:
 
     runtime = "executorch"
     backend = "qnn-htp"
+    obtained = Obtained.SIMULATED
     driver = "exporter.targets.executorch.qnn.driver:open_driver"
 
     def kv_format(self, recipe: Recipe) -> KvFormat:
@@ -49,7 +49,7 @@ class QnnTarget:
             "second copy of the same codes",
         )
 
-    def remarks(self, spec: DecoderSpec, recipe: Recipe, layout: tuple[LayerCache, ...]) -> list[str]:
+    def remarks(self, recipe: Recipe) -> list[str]:
         if recipe.kv_cache.bits == 4:
             return [
                 "INT4 KV halves the cache in memory, but the HTP unpacks it through a table gather, which writes what it "

@@ -1,0 +1,61 @@
+"""What the two eager interpreters share: everything except positions and attention."""
+
+from __future__ import annotations
+
+import torch
+
+from exporter.decoder.spec import Activation, NormSpec, RotarySpec
+from exporter.decoder.weights import WeightStore
+
+
+def normalize(value: torch.Tensor, gain: torch.Tensor, norm: NormSpec) -> torch.Tensor:
+    """Root-mean-square normalization over the last axis."""
+    return value * torch.rsqrt(value.square().mean(-1, keepdim=True) + norm.eps) * gain
+
+
+def rotate(value: torch.Tensor, rotary: RotarySpec, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotates the leading channels of [..., Hd] by tables that broadcast to [..., dimensions / 2]."""
+    rotated, passed = value[..., : rotary.dimensions], value[..., rotary.dimensions :]
+    first, second = rotated.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, passed), dim=-1)
+
+
+def activate(value: torch.Tensor, kind: Activation) -> torch.Tensor:
+    """The feed-forward non-linearity."""
+    if kind is Activation.SILU:
+        return torch.nn.functional.silu(value)
+    if kind is Activation.RELU:
+        return torch.relu(value)
+    return torch.nn.functional.gelu(value, approximate="tanh" if kind is Activation.GELU_TANH else "none")
+
+
+class EagerOps:
+    """Token-wise operations in float32 on torch tensors [S, ...] without a batch axis."""
+
+    def __init__(self, weights: WeightStore) -> None:
+        self.weights = weights
+
+    def embedding(self, token_ids: torch.Tensor, table: str) -> torch.Tensor:
+        return self.weights.rows(table, token_ids)
+
+    def linear(self, value: torch.Tensor, matrix: str, bias: bool) -> torch.Tensor:
+        offset = self.weights.dense(f"{matrix}.bias") if bias else None
+        return torch.nn.functional.linear(value, self.weights.dense(matrix), offset)
+
+    def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
+        return normalize(value, self.weights.dense(gain), norm)
+
+    def split_heads(self, value: torch.Tensor, heads: int) -> torch.Tensor:
+        return value.unflatten(-1, (heads, -1))
+
+    def activation(self, value: torch.Tensor, kind: Activation) -> torch.Tensor:
+        return activate(value, kind)
+
+    def multiply(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return left * right
+
+    def add(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return left + right
+
+    def logits(self, value: torch.Tensor, table: str) -> torch.Tensor:
+        return torch.nn.functional.linear(value, self.weights.dense(table))
