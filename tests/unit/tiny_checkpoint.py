@@ -19,6 +19,9 @@ from exporter.decoder.spec import DecoderSpec, WeightKind, decoder_weights
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 VOCAB_SIZE = 264
 END_OF_TEXT = "<|endoftext|>"
+QUERY = "model.layers.0.self_attn.q_proj"
+QUERY_WEIGHT = f"{QUERY}.weight"
+FIRST_SHARD = "model-00001-of-00002.safetensors"
 
 Tensors = dict[str, torch.Tensor]
 
@@ -127,3 +130,11 @@ def write_adapter(folder: Path, tensors: Tensors, **settings: Any) -> Path:
         {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}, folder / "adapter_model.safetensors"
     )
     return folder
+
+
+def lora_pair(rank: int = 2, seed: int = 1, module: str = QUERY) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return {
+        f"{module}.lora_A.weight": torch.randn(rank, 32, generator=random),
+        f"{module}.lora_B.weight": torch.randn(32, rank, generator=random),
+    }

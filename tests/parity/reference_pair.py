@@ -1,0 +1,51 @@
+"""A checkpoint beside the logits of transformers for the same tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from random_checkpoint import (
+    BREAKAGE,
+    WeightsInMemory,
+    cached_reference_logits,
+    decoder_logits,
+    largest_error,
+    load_reference,
+    reference_logits,
+)
+from spec_faults import Fault
+
+from exporter.checkpoint.checkpoint import Checkpoint, open_checkpoint
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An opened checkpoint and the logits of transformers for the same tokens."""
+
+    checkpoint: Checkpoint
+    token_ids: torch.Tensor
+    chunks: tuple[int, ...]
+    context: int
+    one_pass: torch.Tensor
+    cached: torch.Tensor
+
+    def logits(self) -> torch.Tensor:
+        """TorchOps' logits for every token: the chunks first, the rest one by one."""
+        return decoder_logits(self.checkpoint.spec, self.checkpoint, self.token_ids, self.chunks, self.context)
+
+    def assert_broken_by(self, fault: Fault) -> None:
+        """Asserts that both the prefill and the first decode steps after it go wrong."""
+        spec, prefill = fault(self.checkpoint.spec), sum(self.chunks)
+        token_ids = self.token_ids[: prefill + 6]
+        wrong = decoder_logits(spec, WeightsInMemory.read(self.checkpoint), token_ids, self.chunks, self.context)
+        assert largest_error(wrong[:prefill], self.one_pass[:prefill]) > BREAKAGE
+        assert largest_error(wrong[prefill:], self.cached[prefill : len(token_ids)]) > BREAKAGE
+
+
+def open_pair(folder: Path, token_ids: torch.Tensor, chunks: tuple[int, ...], context: int) -> Pair:
+    model = load_reference(folder)
+    cached = cached_reference_logits(model, token_ids, prefill=sum(chunks))
+    one_pass = reference_logits(model, token_ids)
+    return Pair(open_checkpoint(folder), token_ids, chunks, context, one_pass, cached)

@@ -1,0 +1,70 @@
+"""Faults to put into a DecoderSpec, each of which must show in the logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from exporter.decoder.spec import AttentionSpec, DecoderSpec, LayerSpec, NormSpec, RotaryScaling, RotarySpec
+
+Fault = Callable[[DecoderSpec], DecoderSpec]
+
+
+def layers(change: Callable[[int, LayerSpec], LayerSpec]) -> Fault:
+    def apply(spec: DecoderSpec) -> DecoderSpec:
+        changed = tuple(change(index, layer) for index, layer in enumerate(spec.layers))
+        assert changed != spec.layers, "the fault changes nothing"
+        return dataclasses.replace(spec, layers=changed)
+
+    return apply
+
+
+def attention(**changes: Any) -> Fault:
+    """Every layer's AttentionSpec with these fields changed."""
+    return layers(
+        lambda _, layer: dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, **changes))
+    )
+
+
+def windows(*values: int | None) -> Fault:
+    """These windows, one per layer."""
+
+    def change(index: int, layer: LayerSpec) -> LayerSpec:
+        return dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, window=values[index]))
+
+    return layers(change)
+
+
+def feed_forward(**changes: Any) -> Fault:
+    return layers(
+        lambda _, layer: dataclasses.replace(layer, feed_forward=dataclasses.replace(layer.feed_forward, **changes))
+    )
+
+
+def rotary(**changes: Any) -> Fault:
+    def change(spec: AttentionSpec) -> RotarySpec:
+        assert spec.rotary is not None
+        return dataclasses.replace(spec.rotary, **changes)
+
+    return layers(
+        lambda _, layer: dataclasses.replace(
+            layer, attention=dataclasses.replace(layer.attention, rotary=change(layer.attention))
+        )
+    )
+
+
+def scaling(**changes: Any) -> Fault:
+    def apply(spec: DecoderSpec) -> DecoderSpec:
+        current = spec.layers[0].attention.rotary
+        assert current is not None
+        assert isinstance(current.scaling, RotaryScaling)
+        return rotary(scaling=dataclasses.replace(current.scaling, **changes))(spec)
+
+    return apply
+
+
+def norm_eps(eps: float) -> Fault:
+    """Another epsilon in the norms around the blocks."""
+    change = layers(lambda _, layer: dataclasses.replace(layer, attention_norm=NormSpec(eps)))
+    return lambda spec: dataclasses.replace(change(spec), final_norm=NormSpec(eps))
