@@ -1,4 +1,4 @@
-"""An export, stage by stage: plan, load, calibrate, quantize, lower, verify, package, report."""
+"""An export, stage by stage: plan, load, quantize, lower, verify, package, report."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import torch
 from pydantic import TypeAdapter
 
 from exporter.checkpoint.checkpoint import COMPANION_FILES, Checkpoint, file_sha256, open_checkpoint
-from exporter.decoder.forward import decode_hidden
-from exporter.decoder.sequence_ops import Hooks, SequenceOps
 from exporter.folder import OutputFolder
 from exporter.manifest import (
     REPORT_FILE,
@@ -168,7 +166,6 @@ def _quantize(
             },
             "weights": recipe.weights.model_dump(mode="json"),
             "texts": [texts.calibration, texts.evaluation],
-            "activation_tokens": recipe.calibration.activation_tokens,
             "kv": [kv_format, layout],
             "cache": cache_settings(checkpoint.spec, recipe),
             "seed": recipe.seed,
@@ -179,33 +176,25 @@ def _quantize(
     def write(folder: Path) -> None:
         torch.manual_seed(recipe.seed)
         with display.stage("quantize") as stage:
-            settings = weight_settings(recipe)
+            settings, chunks, listener = (
+                weight_settings(recipe),
+                cache_settings(checkpoint.spec, recipe),
+                KvCalibrator(checkpoint.spec),
+            )
             weights = quantize_decoder(
                 checkpoint.spec,
                 checkpoint,
                 settings,
                 texts.calibration,
+                listener.observe,
                 lambda done, total: stage.advance(done / total),
             )
-            stage.note = f"{settings.method.value}, groups of {settings.group_size}"
-        with display.stage("calibrate") as stage:
-            calibrator = KvCalibrator(checkpoint.spec)
-            ops = SequenceOps(weights, recipe.calibration.window, Hooks(attention=calibrator.observe))
-            windows = texts.activations(recipe)
-            for done, window in enumerate(windows):
-                decode_hidden(ops, checkpoint.spec, torch.tensor(window))
-                stage.advance((done + 1) / len(windows))
-            settings_of_cache = cache_settings(checkpoint.spec, recipe)
-            decoder = QuantizedDecoder(
-                checkpoint.spec,
-                weights,
-                layout,
-                kv_format,
-                calibrator.constants(kv_format),
-                settings_of_cache.chunk,
-                settings_of_cache.context,
+            constants = listener.constants(kv_format)
+            save_quantized(
+                QuantizedDecoder(checkpoint.spec, weights, layout, kv_format, constants, chunks.chunk, chunks.context),
+                folder,
             )
-            save_quantized(decoder, folder)
+            stage.note = f"{settings.method.value}, groups of {settings.group_size}"
         with display.stage("reference") as stage:
             sums = layerwise_perplexities(checkpoint.spec, checkpoint, texts.evaluation)
             (folder / "reference.json").write_text(json.dumps(sums), encoding="utf-8")

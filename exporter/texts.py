@@ -18,7 +18,7 @@ class Texts:
     evaluation: list[list[int]]
 
     def activations(self, recipe: Recipe) -> list[list[int]]:
-        """The calibration windows that activation ranges and KV constants come from."""
+        """The calibration windows that activation ranges come from."""
         return self.calibration[: -(-recipe.calibration.activation_tokens // recipe.calibration.window)]
 
 

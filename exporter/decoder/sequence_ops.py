@@ -16,14 +16,16 @@ from exporter.decoder.rotary import cosine_sine
 from exporter.decoder.spec import AttentionSpec, RotarySpec
 from exporter.decoder.weights import WeightStore
 
+ObserveAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Gets the layer, query [N * S, H, Hd], key and value [N * S, K, Hd]."""
+
 
 @dataclass(frozen=True)
 class Hooks:
-    """What calibration listens to. `linear_input` gets the matrix name and its input [N * S, in]; `attention` gets the layer, query
-    [N * S, H, Hd], key and value [N * S, K, Hd]."""
+    """What calibration listens to. `linear_input` gets the matrix name and its input [N * S, in], before the product."""
 
     linear_input: Callable[[str, torch.Tensor], None] | None = None
-    attention: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
+    attention: ObserveAttention | None = None
 
 
 class SequenceOps(EagerOps):

@@ -1,7 +1,8 @@
-"""Quantizes a whole checkpoint, layer by layer with bounded memory: one layer in full precision at a time.
+"""Quantizes a whole checkpoint in one pass over the calibration text, with bounded memory: one layer in full precision at a time.
 
-GPTQ sees each layer's inputs as the layers before it, already quantized, produce them on calibration text. The embedding table
-comes last, with the inputs of the output head when the two are tied.
+A matrix is quantized at the moment the decoder first multiplies by it, and the pass goes on with what became of it. So GPTQ sees
+inputs as everything before them, already quantized, produces them, and no token is computed twice. The embedding table comes
+last, with the inputs of the output head when the two are tied.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 
 from exporter.decoder.eager_ops import normalize
 from exporter.decoder.forward import decode_layer
-from exporter.decoder.sequence_ops import Hooks, SequenceOps
+from exporter.decoder.sequence_ops import Hooks, ObserveAttention, SequenceOps
 from exporter.decoder.spec import (
     EMBEDDING,
     FINAL_NORM,
@@ -43,28 +44,12 @@ def quantize_decoder(
     source: WeightStore,
     settings: WeightSettings,
     windows: Sequence[Sequence[int]],
+    observe_attention: ObserveAttention | None = None,
     report: Report = lambda done, total: None,
 ) -> DecoderWeights:
-    """Quantizes every matrix and table of `source`. `windows` are calibration token ids; GPTQ and search weigh errors by them."""
-    if settings.method is RoundingMethod.RTN:
-        return _quantize_blind(spec, source, settings, report)
-    return _LayerwiseQuantizer(spec, source, settings).run(windows, report)
-
-
-def _quantize_blind(spec: DecoderSpec, source: WeightStore, settings: WeightSettings, report: Report) -> DecoderWeights:
-    matrices: dict[str, QuantizedMatrix] = {}
-    vectors: dict[str, torch.Tensor] = {FINAL_NORM: source.dense(FINAL_NORM)}
-    for index in range(len(spec.layers)):
-        for weight in layer_weights(spec, index):
-            values = source.dense(weight.name)
-            if weight.kind is WeightKind.VECTOR:
-                vectors[weight.name] = values
-            else:
-                matrices[weight.name] = quantize_nearest(values, settings.matrix_format())
-        report(index + 1, len(spec.layers))
-    for name in _tables(spec):
-        matrices[name] = quantize_nearest(source.dense(name), settings.table_format(name, spec))
-    return DecoderWeights(matrices, vectors)
+    """Quantizes every matrix and table of `source`. `windows` are calibration token ids, all of one length; GPTQ and search weigh
+    errors by them. `observe_attention` sees what the quantized decoder's attention sees."""
+    return _LayerwiseQuantizer(spec, source, settings, observe_attention).run(windows, report)
 
 
 def _tables(spec: DecoderSpec) -> tuple[str, ...]:
@@ -74,8 +59,10 @@ def _tables(spec: DecoderSpec) -> tuple[str, ...]:
 class _LayerwiseQuantizer:
     """Keeps the hidden states of all calibration windows and the full-precision weights of one layer."""
 
-    def __init__(self, spec: DecoderSpec, source: WeightStore, settings: WeightSettings) -> None:
-        self.spec, self.source, self.settings = spec, source, settings
+    def __init__(
+        self, spec: DecoderSpec, source: WeightStore, settings: WeightSettings, observe: ObserveAttention | None
+    ) -> None:
+        self.spec, self.source, self.settings, self.observe = spec, source, settings, observe
         self.matrices: dict[str, QuantizedMatrix] = {}
         self.vectors: dict[str, torch.Tensor] = {}
 
@@ -93,41 +80,47 @@ class _LayerwiseQuantizer:
         """Quantizes one layer given its inputs [N * S, D]; returns its outputs with quantized weights."""
         weights, prefix = layer_weights(self.spec, index), f"layers.{index}."
         dense = {weight.name: self.source.dense(weight.name) for weight in weights}
-        covariances: dict[str, torch.Tensor] = {}
-
-        def observe(name: str, inputs: torch.Tensor) -> None:
-            if name.removeprefix(prefix) not in SHARED_INPUTS:
-                covariances[name] = inputs.T @ inputs
-
-        store = DecoderWeights({}, dense)
-        decode_layer(SequenceOps(store, length, Hooks(linear_input=observe)), self.spec, index, hidden)
         self.vectors.update({weight.name: dense[weight.name] for weight in weights if weight.kind is WeightKind.VECTOR})
-        for leader, covariance in covariances.items():
+
+        def quantize(leader: str, inputs: torch.Tensor) -> None:
+            if leader in self.matrices:
+                return
             shared = [prefix + name for name, other in SHARED_INPUTS.items() if prefix + other == leader]
-            for name, matrix in self._quantize_stacked([leader, *shared], dense, covariance).items():
+            for name, matrix in self._quantize_stacked([leader, *shared], dense, inputs).items():
                 self.matrices[name], dense[name] = matrix, matrix.dequantize()
-        return decode_layer(SequenceOps(store, length), self.spec, index, hidden)
+
+        ops = SequenceOps(DecoderWeights({}, dense), length, Hooks(linear_input=quantize, attention=self.observe))
+        return decode_layer(ops, self.spec, index, hidden)
 
     def _quantize_stacked(
-        self, names: list[str], dense: dict[str, torch.Tensor], covariance: torch.Tensor
+        self, names: list[str], dense: dict[str, torch.Tensor], inputs: torch.Tensor
     ) -> dict[str, QuantizedMatrix]:
         """Matrices with a common input in one go."""
         stacked = torch.cat([dense[name] for name in names])
-        matrix = self._quantize(stacked, covariance, self.settings.matrix_format())
+        matrix = self._quantize(stacked, inputs, self.settings.matrix_format())
         return dict(zip(names, split_rows(matrix, [dense[name].shape[0] for name in names]), strict=True))
 
     def _quantize_tables(self, table: torch.Tensor, hidden: torch.Tensor) -> None:
         normed = normalize(hidden, self.vectors[FINAL_NORM], self.spec.final_norm)
-        covariance = normed.T @ normed
         for name in _tables(self.spec):
             values = table if name == EMBEDDING else self.source.dense(name)
             weight_format = self.settings.table_format(name, self.spec)
             if name == head_name(self.spec):
-                self.matrices[name] = self._quantize(values, covariance, weight_format)
+                self.matrices[name] = self._quantize(values, normed, weight_format)
             else:
-                self.matrices[name] = quantize_nearest(values, weight_format, search=True)
+                search = self.settings.method is not RoundingMethod.RTN
+                self.matrices[name] = quantize_nearest(values, weight_format, search=search)
 
-    def _quantize(self, values: torch.Tensor, covariance: torch.Tensor, weight_format: WeightFormat) -> QuantizedMatrix:
-        if self.settings.method is RoundingMethod.GPTQ:
-            return quantize_gptq(values, covariance, weight_format, self.settings.damping)
-        return quantize_nearest(values, weight_format, search=True, importance=covariance.diagonal())
+    def _quantize(self, values: torch.Tensor, inputs: torch.Tensor, weight_format: WeightFormat) -> QuantizedMatrix:
+        """float32 [out, in] given the inputs [N * S, in] that it will be multiplied by."""
+        if self.settings.method is RoundingMethod.RTN:
+            return quantize_nearest(values, weight_format)
+        if self.settings.method is RoundingMethod.SEARCH:
+            return quantize_nearest(values, weight_format, search=True, importance=inputs.square().sum(0))
+        return quantize_gptq(values, covariance(inputs), weight_format, self.settings.damping)
+
+
+def covariance(inputs: torch.Tensor) -> torch.Tensor:
+    """float32 [N * S, in] -> [in, in]. numpy notices that both factors are one matrix and computes half of the product."""
+    rows = inputs.contiguous().numpy()
+    return torch.from_numpy(rows.T @ rows)
