@@ -15,6 +15,9 @@ from exporter.quantize.int4 import QuantizedMatrix, ScaleChooser
 UPDATE_BLOCK = 32
 """Columns between two updates of the rest of the matrix."""
 
+SMALLEST_TRIANGLE = 192
+"""Below this size, splitting a triangle costs more than it saves."""
+
 
 def quantize_gptq(
     weight: torch.Tensor, covariance: torch.Tensor, weight_format: WeightFormat, damping: float = 0.01
@@ -88,5 +91,16 @@ def inverse_factor(covariance: torch.Tensor, damping: float) -> torch.Tensor:
     damped.diagonal().add_(damping * mean)
     reversed_factor = torch.linalg.cholesky(damped.flip(0, 1))
     upper = reversed_factor.flip(0, 1)
-    identity = torch.eye(upper.shape[0], dtype=torch.float64)
-    return torch.linalg.solve_triangular(upper, identity, upper=True).float()
+    return _inverse_of_triangle(upper).float()
+
+
+def _inverse_of_triangle(upper: torch.Tensor) -> torch.Tensor:
+    """[[A, B], [0, C]] has the inverse [[A', -A' B C'], [0, C']]: half the work of solving for the identity."""
+    size = upper.shape[0]
+    if size <= SMALLEST_TRIANGLE:
+        return torch.linalg.solve_triangular(upper, torch.eye(size, dtype=upper.dtype), upper=True)
+    half, inverse = size // 2, torch.zeros_like(upper)
+    first, second = _inverse_of_triangle(upper[:half, :half]), _inverse_of_triangle(upper[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = first, second
+    inverse[:half, half:] = first @ (upper[:half, half:] @ second).neg_()
+    return inverse

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from exporter.decoder.eager_ops import normalize
 from exporter.decoder.forward import decode_layer
@@ -121,6 +122,8 @@ class _LayerwiseQuantizer:
 
 
 def covariance(inputs: torch.Tensor) -> torch.Tensor:
-    """float32 [N * S, in] -> [in, in]. numpy notices that both factors are one matrix and computes half of the product."""
+    """float32 [N * S, in] -> [in, in]. numpy notices that both factors are one matrix and computes half of the product; on one
+    thread, because its idle threads would go on spinning beside torch's."""
     rows = inputs.contiguous().numpy()
-    return torch.from_numpy(rows.T @ rows)
+    with threadpool_limits(1, user_api="blas"):
+        return torch.from_numpy(rows.T @ rows)

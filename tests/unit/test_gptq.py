@@ -8,7 +8,7 @@ from helpers import normal
 
 from exporter.quantize import gptq
 from exporter.quantize.formats import ScaleFormat, WeightFormat
-from exporter.quantize.gptq import quantize_gptq
+from exporter.quantize.gptq import inverse_factor, quantize_gptq
 from exporter.quantize.int4 import QuantizedMatrix, ScaleChooser, quantize_nearest, round_to_codes, split_rows
 
 FP16_32 = WeightFormat(4, 32, ScaleFormat.FP16)
@@ -202,3 +202,13 @@ def test_inputs_that_are_all_dead_fall_back_to_rounding() -> None:
     found = quantize_gptq(weight, torch.zeros(96, 96), LPBQ_32).dequantize()
     nearest = quantize_nearest(weight, LPBQ_32).dequantize()
     assert float((found - weight).square().sum()) < 2 * float((nearest - weight).square().sum())
+
+
+@pytest.mark.parametrize("size", [5, 192, 500])
+def test_the_factor_is_upper_triangular_and_squares_to_the_inverse(size: int) -> None:
+    rows = normal(3, 2 * size, size)
+    factor = inverse_factor(rows.T @ rows, damping=0.1).double()
+    damped = (rows.T @ rows).double()
+    damped += 0.1 * damped.diagonal().mean() * torch.eye(size)
+    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-4)
+    assert torch.equal(factor, factor.triu())
