@@ -107,7 +107,7 @@ def export(request: ExportRequest, display: StageDisplay) -> dict[str, Any]:
         with display.stage("package"):
             evaluation.save(folder / VERIFICATION_FOLDER)
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            write_manifest(folder, recipe, _target_json(target, recipe), {**inputs, **text_hashes}, created)
+            write_manifest(folder, recipe, _target_json(target, recipe, outcome), {**inputs, **text_hashes}, created)
         sections = {
             "parity": parity_section(target, result),
             "quality": quality_section(target, evaluation, result),
@@ -215,6 +215,7 @@ def _lower(
         {
             "quantized": quantized.name,
             "target": recipe.target.model_dump(mode="json"),
+            "onnx": recipe.onnx.model_dump(mode="json"),
             "windows": windows,
             "tools": tool_versions(),
         }
@@ -226,7 +227,7 @@ def _lower(
             verification.mkdir()
             request = LowerRequest(recipe, quantized, windows, folder, verification, logs)
             outcome = target.lower(request)
-            stage.note = f"{target.runtime} for {recipe.target.soc}"
+            stage.note = f"{target.runtime}, {target.backend}"
             (folder / OUTCOME_FILE).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 
     folder, resumed = cache.produce("lowered", key, write)
@@ -276,8 +277,13 @@ def _verify(
     return result, evaluation
 
 
-def _target_json(target: Target, recipe: Recipe) -> dict[str, str]:
-    return {"runtime": target.runtime, "backend": target.backend, "soc": recipe.target.soc}
+def _target_json(target: Target, recipe: Recipe, outcome: LowerOutcome) -> dict[str, Any]:
+    return {
+        "runtime": target.runtime,
+        "backend": target.backend,
+        "soc": recipe.target.soc,
+        "requirements": outcome.requirements,
+    }
 
 
 def _combined_hash(inputs: dict[str, str]) -> str:

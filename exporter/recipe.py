@@ -35,8 +35,8 @@ class TargetSection(Section):
 
     kind: str = "executorch-qnn"
     """Target name; `slm-export doctor` lists those installed."""
-    soc: str = "SM8650"
-    """Qualcomm chipset, as ExecuTorch names it."""
+    soc: str | None = None
+    """Qualcomm chipset, as ExecuTorch names it; NPU targets need it."""
     share_weights: bool = True
     """Store weights once for prefill and decode in the shipped program."""
 
@@ -136,6 +136,17 @@ class Int4KvGatesSection(GatesSection):
     """Largest rise of perplexity from full precision to oracle, percent."""
 
 
+class OnnxSection(Section):
+    """How an ONNX model computes; other targets do not read it."""
+
+    activation_bits: Literal[8, 32] = 8
+    """Activations that meet INT4 weights: rounded to INT8 per block of weights (several times faster), or float32."""
+    attention_terms: Literal[1, 2] = 1
+    """8-bit terms per query and probability that meet a quantized cache; a second one makes the rounding 250 times finer."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of a session; 0 leaves the choice to ONNX Runtime."""
+
+
 class DeviceSection(Section):
     """Facts of the device that `plan` computes with."""
 
@@ -160,6 +171,7 @@ class Recipe(Section):
     verify: VerifySection = VerifySection()
     gates: GatesSection = GatesSection()
     gates_int4_kv: Int4KvGatesSection = Int4KvGatesSection()
+    onnx: OnnxSection = OnnxSection()
     device: DeviceSection = DeviceSection()
     seed: int = 0
     """Seed of everything random."""

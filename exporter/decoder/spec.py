@@ -140,6 +140,14 @@ HEAD = "head"
 FINAL_NORM = "final_norm"
 
 
+SHARED_INPUTS = {
+    "attention.key": "attention.query",
+    "attention.value": "attention.query",
+    "feed_forward.up": "feed_forward.gate",
+}
+"""Matrices that read the same input as another one: they share its covariance, and a target may fuse their products."""
+
+
 def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
     """Every weight of layer `index`, in the order in which the forward pass uses them."""
     layer, prefix, hidden = spec.layers[index], f"layers.{index}", spec.hidden_size

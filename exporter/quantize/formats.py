@@ -93,6 +93,12 @@ class KvFormat:
     rotation: bool = False
     per_channel: bool = False
 
+    @property
+    def positive_scales(self) -> bool:
+        """Whether per-token scales are never negative. At 4 bits a sign buys the sixteenth level; at 8 bits one level of 256 is
+        worth less than weights (probability times scale) that have no sign and can be rounded twice as finely."""
+        return self.zero_point or self.bits >= 8
+
     def vector_bytes(self, head_dim: int) -> int:
         """Bytes of one cached vector of one head, scales included."""
         codes = math.ceil(head_dim * self.bits / 8)

@@ -111,7 +111,10 @@ class KvCodec:
             zero = low.half()
             codes = torch.round((prepared - zero.float()[..., None]) / scale.float()[..., None])
             return EncodedRows(self._pack(codes.clamp_(0, levels - 1)), scale, zero)
-        scale = (_signed_peak(prepared) / -(levels // 2)).half()
+        if self.format.positive_scales:
+            scale = (prepared.abs().amax(-1) / (levels // 2 - 1)).half()
+        else:
+            scale = (_signed_peak(prepared) / -(levels // 2)).half()
         scale = torch.where(scale == 0, torch.full_like(scale, 2.0**-24), scale)
         codes = torch.round(prepared / scale.float()[..., None]).clamp_(-(levels // 2), levels // 2 - 1)
         return EncodedRows(self._pack(codes + levels // 2), scale)

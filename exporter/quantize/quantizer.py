@@ -19,6 +19,7 @@ from exporter.decoder.spec import (
     EMBEDDING,
     FINAL_NORM,
     HEAD,
+    SHARED_INPUTS,
     DecoderSpec,
     WeightKind,
     head_name,
@@ -28,13 +29,6 @@ from exporter.decoder.weights import DecoderWeights, WeightStore
 from exporter.quantize.formats import RoundingMethod, WeightFormat, WeightSettings
 from exporter.quantize.gptq import quantize_gptq
 from exporter.quantize.int4 import QuantizedMatrix, quantize_nearest, split_rows
-
-SHARED_INPUTS = {
-    "attention.key": "attention.query",
-    "attention.value": "attention.query",
-    "feed_forward.up": "feed_forward.gate",
-}
-"""Matrices that read the same input as another one share its covariance."""
 
 Report = Callable[[int, int], None]
 """Called with (layers done, layers in all)."""

@@ -79,8 +79,8 @@ def build_report(
             "tied_embedding_stored_once": plan.tied.stored_once,
             "tied_embedding_extra_bytes": plan.tied.extra_bytes,
             "tied_embedding_reason": plan.tied.reason,
-            "delegated_fraction": outcome.delegation.fraction,
-            "delegates_per_method": outcome.delegation.delegates_per_method,
+            "delegated_fraction": outcome.delegation.fraction if outcome.delegation else None,
+            "delegates_per_method": outcome.delegation.delegates_per_method if outcome.delegation else {},
             **outcome.notes,
         },
         "kv_cache": {

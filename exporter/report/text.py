@@ -65,9 +65,10 @@ def verification_lines(sections: dict[str, Any]) -> list[str]:
 def summary_lines(report: dict[str, Any], output: Path) -> list[str]:
     """What an export made."""
     artifact, cache = report["artifact"], report["kv_cache"]
+    fraction = artifact["delegated_fraction"]
     return [
         f"artifact         {size_text(artifact['bytes'])} in {output}",
-        f"delegated        {artifact['delegated_fraction']:.0%} of the operators",
+        *([] if fraction is None else [f"delegated        {fraction:.0%} of the operators"]),
         f"kv cache         INT{cache['bits']}, {size_text(cache['bytes_total'])}, slots {cache['slots_per_layer']}",
         *verification_lines(report),
         f"took             {report['export']['wall_s']:.0f} s, {report['export']['cpu_s']:.0f} CPU s, "

@@ -27,7 +27,7 @@ class Driver(Protocol):
         """Appends tokens and returns the logits after each: float32 [n, V]."""
 
     def decode(self, token_id: int) -> np.ndarray:
-        """Appends one token and returns the logits after it: float32 [V]."""
+        """Appends one token and returns the logits after it: float32 [V], which the next call may overwrite."""
 
     def kv_bytes(self) -> int:
         """Bytes of cache that are really allocated."""
@@ -52,7 +52,7 @@ def score_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
         if prefill_count:
             logits.append(driver.prefill(window[:prefill_count]))
         for token_id in window[prefill_count:]:
-            logits.append(driver.decode(token_id)[None])
+            logits.append(driver.decode(token_id)[None].copy())
         emit({"progress": (done + 1) / len(arguments["windows"])})
     np.save(arguments["output"], np.concatenate(logits))
     return {"kv_bytes": driver.kv_bytes()}

@@ -68,15 +68,16 @@ class Delegation:
 
 @dataclass(frozen=True)
 class LowerOutcome:
-    """What a lowering made: the files that an app ships, bytes of weights, delegation, KV memory as the artifact declares it, and
-    figures of the target's own."""
+    """What a lowering made: the files that an app ships, bytes of weights, delegation where the runtime delegates, KV memory as the
+    artifact declares it, figures of the target's own, and what a runtime must offer (for the manifest)."""
 
     shipped_files: tuple[str, ...]
     weight_bytes: int
-    delegation: Delegation
+    delegation: Delegation | None
     kv_bytes_total: int
     slots_per_layer: tuple[int, ...]
     notes: dict[str, Any] = field(default_factory=dict)
+    requirements: dict[str, Any] = field(default_factory=dict)
 
 
 class Target(Protocol):

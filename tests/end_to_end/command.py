@@ -10,7 +10,7 @@ from pathlib import Path
 
 FAST = tuple(
     part
-    for setting in ("verify.windows=1", "verify.decode_tokens=4", "calibration.tokens=2048", "verify.quality_windows=4")
+    for setting in ("verify.windows=1", "verify.decode_tokens=4", "calibration.tokens=4096", "verify.quality_windows=4")
     for part in ("--set", setting)
 )
 """Enough text to wrap every ring of the bundled model more than twice."""

@@ -117,13 +117,20 @@ def test_symmetric_codes_err_by_at_most_one_step_of_the_signed_peak(
     assert bool((error <= step * 0.501 + rounding)[inner].all())
 
 
-@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_the_opposite_of_the_signed_peak_saturates_one_step_short(bits: int, sign: float) -> None:
-    codec = KvCodec(KvFormat(bits, KvScaling.PER_TOKEN), ChannelConstants.identity(1, 4))
-    step = 2.0 ** (1 - bits)
+def test_the_opposite_of_the_signed_peak_saturates_one_step_short(sign: float) -> None:
+    codec = KvCodec(KvFormat(4, KvScaling.PER_TOKEN), ChannelConstants.identity(1, 4))
+    step = 2.0**-3
     decoded = codec.decode(codec.encode(sign * torch.tensor([[[1.0, -1.0, 0.0, 0.5]]])))
     assert (sign * decoded).tolist() == [[[1.0, step - 1.0, 0.0, 0.5]]]
+
+
+def test_int8_scales_are_positive_and_both_peaks_are_reached() -> None:
+    codec = KvCodec(KvFormat(8, KvScaling.PER_TOKEN), ChannelConstants.identity(1, 4))
+    encoded = codec.encode(torch.tensor([[[-127.0, 127.0, 0.0, 63.0]]]))
+    assert encoded.scale is not None
+    assert encoded.scale.tolist() == [[1.0]]
+    assert codec.decode(encoded).tolist() == [[[-127.0, 127.0, 0.0, 63.0]]]
 
 
 @formats(*[entry for entry in PER_TOKEN if entry.zero_point])

@@ -86,7 +86,11 @@ class QnnTarget:
 def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
     found = []
     chipsets = sdk.chipset_names()
-    if chipsets and recipe.target.soc not in chipsets:
+    if recipe.target.soc is None:
+        found.append(
+            Refusal("target.soc is not set, and an NPU program is compiled for one chipset", "target.soc=SM8650")
+        )
+    elif chipsets and recipe.target.soc not in chipsets:
         nearest = difflib.get_close_matches(recipe.target.soc, chipsets, n=1)
         found.append(
             Refusal(

@@ -1,0 +1,169 @@
+"""Runs an ONNX artifact: every cache is one buffer, bound as input and as output, so that a step writes only the new slots.
+
+The host's whole part is here: which slot a token goes to, which position each slot holds, and when a chunk must be cut. An app in
+another language does the same with the names and shapes in `host.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+
+from exporter.decoder.cache import LayerCache
+from exporter.targets.onnx.names import (
+    GRAPH_FILE,
+    HELD,
+    HOST_FILE,
+    LOGIT_ROWS,
+    PAST,
+    POSITIONS,
+    PRESENT,
+    TOKENS,
+    WRITE_SLOT,
+)
+
+EMPTY = np.iinfo(np.int64).max
+"""What `held` says of a slot that holds nothing: a position that no token can see."""
+
+
+@dataclass(frozen=True)
+class HostLayout:
+    """Everything that a host must know beside the graph's own inputs and outputs."""
+
+    context: int
+    chunk: int
+    vocab_size: int
+    threads: int
+    rings: dict[str, LayerCache]
+
+    @staticmethod
+    def read(path: Path) -> HostLayout:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        rings = {name: LayerCache(**ring) for name, ring in values.pop("rings").items()}
+        return HostLayout(rings=rings, **values)
+
+
+class Caches:
+    """The buffers of one conversation."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, layout: HostLayout) -> None:
+        self.layout, self.length = layout, 0
+        self.held = {name: np.full(ring.slots, EMPTY) for name, ring in layout.rings.items()}
+        self.write_slot = {name: np.zeros(1, np.int64) for name in layout.rings}
+        self.tensors: dict[str, Any] = {}
+        for item in session.get_inputs():
+            if item.name.startswith(f"{PAST}."):
+                shape = [
+                    layout.rings[size.removeprefix("slots.")].slots if isinstance(size, str) else size
+                    for size in item.shape
+                ]
+                zeros = np.zeros(shape, NUMPY_TYPES[item.type])
+                self.tensors[item.name.removeprefix(f"{PAST}.")] = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
+
+    def place(self, count: int) -> np.ndarray:
+        """Reserves slots for the next `count` tokens; returns their positions int64 [count]."""
+        positions = np.arange(self.length, self.length + count)
+        for name, ring in self.layout.rings.items():
+            slots = ring.slot_of(positions)
+            self.write_slot[name][0] = slots[0]
+            self.held[name][slots] = positions
+        self.length += count
+        return positions
+
+    def longest_chunk(self, wanted: int) -> int:
+        """A write runs on from its first slot and wraps at the end of the buffer. In a ring behind sinks it would wrap onto the
+        sinks, so there a chunk ends where the ring does."""
+        for ring in self.layout.rings.values():
+            if ring.sinks:
+                slot = int(ring.slot_of(np.array([self.length]))[0])
+                wanted = min(wanted, ring.slots - slot)
+        return wanted
+
+    def clear(self) -> None:
+        self.length = 0
+        for held in self.held.values():
+            held.fill(EMPTY)
+
+
+class OnnxDriver:
+    """See `runtime.driver.Driver`. A step of one token allocates nothing."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, layout: HostLayout) -> None:
+        self._session, self._layout = session, layout
+        self.context, self.chunk, self.vocab_size = layout.context, layout.chunk, layout.vocab_size
+        self._caches = Caches(session, layout)
+        self._steps: dict[int, Step] = {}
+
+    def reset(self) -> None:
+        self._caches.clear()
+
+    def prefill(self, token_ids: list[int]) -> np.ndarray:
+        """float32 [n, V]: logits after each of n tokens."""
+        pieces, done = [], 0
+        while done < len(token_ids):
+            count = self._caches.longest_chunk(min(self.chunk, len(token_ids) - done))
+            pieces.append(self._run(token_ids[done : done + count]).copy())
+            done += count
+        return np.concatenate(pieces)
+
+    def decode(self, token_id: int) -> np.ndarray:
+        """float32 [V]; valid until the next call."""
+        return self._run([token_id])[0]
+
+    def kv_bytes(self) -> int:
+        return sum(value.numpy().nbytes for value in self._caches.tensors.values())
+
+    def _run(self, token_ids: list[int]) -> np.ndarray:
+        count = len(token_ids)
+        if count not in self._steps:
+            self._steps[count] = Step(self._session, self._caches, count, self.vocab_size)
+        return self._steps[count].run(token_ids)
+
+
+class Step:
+    """A call for a fixed number of tokens: all its buffers are bound once."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, caches: Caches, count: int, vocab_size: int) -> None:
+        self._session, self._caches = session, caches
+        self._tokens, self._positions = np.zeros((1, count), np.int64), np.zeros((1, count), np.int64)
+        self._logits = np.zeros((1, count, vocab_size), np.float32)
+        self._binding = session.io_binding()
+        named = {TOKENS: self._tokens, POSITIONS: self._positions, LOGIT_ROWS: np.arange(count)}
+        named |= {f"{HELD}.{name}": held for name, held in caches.held.items()}
+        named |= {f"{WRITE_SLOT}.{name}": slot for name, slot in caches.write_slot.items()}
+        self._inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in named.items()}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in caches.tensors.items():
+            self._binding.bind_ortvalue_input(f"{PAST}.{name}", value)
+            self._binding.bind_ortvalue_output(f"{PRESENT}.{name}", value)
+        self._binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(self._logits))
+
+    def run(self, token_ids: list[int]) -> np.ndarray:
+        self._tokens[0] = token_ids
+        self._positions[0] = self._caches.place(len(token_ids))
+        self._session.run_with_iobinding(self._binding)
+        return self._logits[0]
+
+
+NUMPY_TYPES = {
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+}
+
+
+def open_driver(folder: Path) -> OnnxDriver:
+    """Opens an export with ONNX Runtime's CPU provider."""
+    layout = HostLayout.read(folder / HOST_FILE)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = layout.threads
+    session = onnxruntime.InferenceSession(str(folder / GRAPH_FILE), options, providers=["CPUExecutionProvider"])
+    return OnnxDriver(session, layout)

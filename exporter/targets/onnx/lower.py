@@ -1,0 +1,111 @@
+"""From a quantized checkpoint to `model.onnx`, its data file, and the constants of the host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from exporter.child import Emit
+from exporter.decoder.forward import decode_chunk
+from exporter.errors import GateFailed
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
+from exporter.recipe import OnnxSection
+from exporter.targets.base import LowerOutcome
+from exporter.targets.onnx.graph import SMALLEST_EXTERNAL_BYTES
+from exporter.targets.onnx.names import DATA_FILE, GRAPH_FILE, HOST_FILE, PAST
+from exporter.targets.onnx.ops import OnnxOps, RingKind
+
+
+@dataclass(frozen=True)
+class OnnxFigures:
+    """What the report's artifact section says of this target alone."""
+
+    operators: dict[str, int]
+    graph_bytes: int
+    duplicate_bytes: int
+
+
+def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Entry point of the child process; see `OnnxTarget.lower` for the arguments."""
+    decoder, folder = load_quantized(Path(arguments["quantized"])), Path(arguments["artifact"])
+    settings = OnnxSection.model_validate(arguments["settings"])
+    ops = OnnxOps(
+        decoder.spec,
+        decoder.weights,
+        decoder.layout,
+        decoder.kv_format,
+        decoder.kv_constants,
+        decoder.context,
+        settings,
+    )
+    ops.finish(decode_chunk(ops, decoder.spec, ops.token_ids))
+    ops.graph.save(folder / GRAPH_FILE)
+    _write_host(decoder, ops, settings, folder / HOST_FILE)
+    return asdict(_outcome(decoder, folder))
+
+
+def _write_host(decoder: QuantizedDecoder, ops: OnnxOps, settings: OnnxSection, path: Path) -> None:
+    rings = {kind.name: asdict(layer) for kind, layer in zip(ops.kinds, decoder.layout, strict=True)}
+    values = {
+        "context": decoder.context,
+        "chunk": decoder.chunk,
+        "vocab_size": decoder.spec.vocab_size,
+        "threads": settings.threads,
+        "rings": rings,
+    }
+    path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _outcome(decoder: QuantizedDecoder, folder: Path) -> LowerOutcome:
+    """Read back from the written files."""
+    model = ir.load(folder / GRAPH_FILE)
+    operators = Counter(f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in model.graph)
+    slots = {f"slots.{RingKind.of(layer).name}": layer.slots for layer in decoder.layout}
+    caches = [value for value in model.graph.inputs if value.name and value.name.startswith(f"{PAST}.")]
+    duplicates = _duplicate_bytes(model)
+    if duplicates:
+        raise GateFailed(f"{DATA_FILE} stores {duplicates} bytes twice", "report it with the model's config.json")
+    figures = OnnxFigures(dict(sorted(operators.items())), (folder / GRAPH_FILE).stat().st_size, duplicates)
+    return LowerOutcome(
+        shipped_files=(GRAPH_FILE, DATA_FILE, HOST_FILE),
+        weight_bytes=(folder / DATA_FILE).stat().st_size,
+        delegation=None,
+        kv_bytes_total=sum(_bytes(value, slots) for value in caches),
+        slots_per_layer=tuple(
+            slots[str(value.shape[3])] for value in caches if value.shape and str(value.name).endswith(".keys")
+        ),
+        notes=asdict(figures),
+        requirements={
+            "opsets": dict(model.opset_imports),
+            "contrib_operators": sorted(name for name in operators if not name.startswith("ai.onnx")),
+        },
+    )
+
+
+def _bytes(value: ir.Value, slots: dict[str, int]) -> int:
+    """Bytes of a cache input once its open axis has all its slots."""
+    assert value.shape is not None and value.dtype is not None
+    count = 1
+    for size in value.shape:
+        count *= size if isinstance(size, int) else slots[str(size)]
+    return int(count * value.dtype.itemsize)
+
+
+def _duplicate_bytes(model: ir.Model) -> int:
+    """Bytes of large constants whose content another one has already."""
+    seen: set[str] = set()
+    duplicates = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < SMALLEST_EXTERNAL_BYTES:
+            continue
+        digest = hashlib.sha256(tensor.tobytes()).hexdigest()
+        duplicates += tensor.nbytes if digest in seen else 0
+        seen.add(digest)
+    return duplicates

@@ -1,0 +1,222 @@
+"""OnnxOps: interprets the decoder as an ONNX graph for one chunk of S tokens. Hidden states are float32 [1, S, D].
+
+Matrices that read the same input become one product. A residual sum and the norm that follows it become one operator. Caches are
+inputs and outputs of the graph; a runtime that binds both to one buffer updates them in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from exporter.decoder.cache import LayerCache
+from exporter.decoder.rotary import cosine_sine
+from exporter.decoder.spec import SHARED_INPUTS, Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
+from exporter.decoder.weights import DecoderWeights
+from exporter.quantize.formats import KvFormat
+from exporter.quantize.kv_codec import LayerKvConstants
+from exporter.recipe import OnnxSection
+from exporter.targets.onnx.attention import CachedAttention, CachedSide, CachePart, cache_parts
+from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value
+from exporter.targets.onnx.names import HELD, LOGIT_ROWS, PAST, POSITIONS, PRESENT, TOKENS, WRITE_SLOT
+from exporter.targets.onnx.weights import StoredMatrix
+
+
+@dataclass(frozen=True)
+class RingKind:
+    """Layers with equal slots, window and sinks share one rule of slots, and so one mask."""
+
+    slots: int
+    window: int | None
+    sinks: int
+
+    @staticmethod
+    def of(layer: LayerCache) -> RingKind:
+        return RingKind(layer.slots, layer.window, layer.sinks)
+
+    @property
+    def name(self) -> str:
+        return f"{'full' if self.window is None else f'window{self.window}'}_{self.slots}"
+
+
+@dataclass
+class Tensor:
+    """A value [1, S, n] of the graph, or a sum that waits for the norm that may absorb it. Heads stay side by side in the last
+    axis; `heads` says into how many parts it is cut."""
+
+    value: Value | None = None
+    parts: tuple[Value, Value] | None = None
+    heads: int = 1
+
+
+class OnnxOps:
+    """Writes one graph; see `decoder.ops.Ops`."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: DecoderWeights,
+        layout: tuple[LayerCache, ...],
+        kv_format: KvFormat,
+        kv_constants: tuple[LayerKvConstants, ...],
+        context: int,
+        settings: OnnxSection,
+    ) -> None:
+        self.spec, self.weights, self.kv_format, self.kv_constants = spec, weights, kv_format, kv_constants
+        self.context, self.settings = context, settings
+        self.graph = GraphBuilder("decoder")
+        self.kinds = [RingKind.of(layer) for layer in layout]
+        self.cache: list[CachePart] = []
+        self._products: dict[str, Value] = {}
+        self._stored: dict[str, StoredMatrix] = {}
+        self.token_ids = Tensor(self.graph.input(TOKENS, ir.DataType.INT64, (1, "S")))
+        self._positions = self.graph.input(POSITIONS, ir.DataType.INT64, (1, "S"))
+        self._logit_rows = self.graph.input(LOGIT_ROWS, ir.DataType.INT64, ("L",))
+        self._masks = {kind: self._mask(kind) for kind in dict.fromkeys(self.kinds)}
+        self._write_slots = {
+            kind: self.graph.input(f"{WRITE_SLOT}.{kind.name}", ir.DataType.INT64, (1,)) for kind in self._masks
+        }
+
+    def embedding(self, token_ids: Tensor, table: str) -> Tensor:
+        return Tensor(self._matrix(table, (table,)).rows(self._value(token_ids)))
+
+    def linear(self, value: Tensor, matrix: str, bias: bool) -> Tensor:
+        if matrix not in self._products:
+            self._multiply(self._value(value), matrix)
+        product = self._products[matrix]
+        if bias:
+            offset = self._vector(f"{matrix}.bias")
+            product = self.graph.node("Add", product, offset, name=f"{matrix}.biased")
+        return Tensor(product)
+
+    def rms_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
+        graph, scale = self.graph, self._vector(gain)
+        if value.value is None and value.parts is not None:
+            normed, _, _, value.value = graph.nodes(
+                "SkipSimplifiedLayerNormalization",
+                *value.parts,
+                scale,
+                domain=MICROSOFT,
+                name=f"{gain}.normed",
+                count=4,
+                epsilon=norm.eps,
+            )
+            return Tensor(normed)
+        rows = self._value(value)
+        settings: dict[str, Any] = {"axis": -1, "epsilon": norm.eps, "stash_type": 1}
+        if value.heads == 1:
+            return Tensor(graph.node("RMSNormalization", rows, scale, name=f"{gain}.normed", **settings))
+        split = graph.node("Reshape", rows, graph.integers(0, 0, value.heads, -1))
+        normed = graph.node("RMSNormalization", split, scale, name=f"{gain}.normed", **settings)
+        return Tensor(graph.node("Reshape", normed, graph.integers(0, 0, -1)), heads=value.heads)
+
+    def split_heads(self, value: Tensor, heads: int) -> Tensor:
+        return Tensor(self._value(value), heads=heads)
+
+    def rotary(self, value: Tensor, rotary: RotarySpec) -> Tensor:
+        rows, tables = self._value(value), self._rotary_tables(rotary)
+        settings: dict[str, Any] = {"num_heads": value.heads, "rotary_embedding_dim": rotary.dimensions}
+        rotated = self.graph.node("RotaryEmbedding", rows, self._positions, *tables, domain=MICROSOFT, **settings)
+        return Tensor(rotated, heads=value.heads)
+
+    def attention(self, layer: int, attention: AttentionSpec, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        kind = self.kinds[layer]
+        writer = CachedAttention(
+            self.graph, layer, attention, self.kv_format, self.kv_constants[layer], self.settings.attention_terms
+        )
+        sides = {}
+        parts = cache_parts(layer, attention, self.kv_format, f"slots.{kind.name}")
+        for side, rows in (("key", key), ("value", value)):
+            stored = [part for part in parts if part.name.startswith(f"layers.{layer}.{side}")]
+            encoded = writer.encode(self._value(rows), side)
+            sides[side] = CachedSide(*(self._write(part, new, kind) for part, new in zip(stored, encoded, strict=True)))
+        self.cache += parts
+        mixed = writer.attend(self._value(query), sides["key"], sides["value"], self._masks[kind])
+        return Tensor(mixed)
+
+    def activation(self, value: Tensor, kind: Activation) -> Tensor:
+        graph, inner = self.graph, self._value(value)
+        if kind is Activation.SILU:
+            return Tensor(graph.node("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
+        if kind is Activation.RELU:
+            return Tensor(graph.node("Relu", inner))
+        return Tensor(graph.node("Gelu", inner, approximate="tanh" if kind is Activation.GELU_TANH else "none"))
+
+    def multiply(self, left: Tensor, right: Tensor) -> Tensor:
+        return Tensor(self.graph.node("Mul", self._value(left), self._value(right)))
+
+    def add(self, left: Tensor, right: Tensor) -> Tensor:
+        return Tensor(parts=(self._value(left), self._value(right)))
+
+    def logits(self, value: Tensor, table: str) -> Tensor:
+        """Only the rows that the caller asks for meet the head."""
+        rows = self.graph.node("Gather", self._value(value), self._logit_rows, axis=1, name="logit_rows_of_chunk")
+        return Tensor(self._matrix(table, (table,)).multiply(rows, "logits"))
+
+    def finish(self, logits: Tensor) -> None:
+        """Declares the outputs."""
+        self.graph.output(self._value(logits), "logits", ir.DataType.FLOAT, (1, "L", self.spec.vocab_size))
+
+    def _value(self, tensor: Tensor) -> Value:
+        if tensor.value is None:
+            assert tensor.parts is not None
+            tensor.value = self.graph.node("Add", *tensor.parts, name="residual")
+        return tensor.value
+
+    def _vector(self, name: str) -> Value:
+        return self.graph.constant(name, self.weights.dense(name).numpy())
+
+    def _matrix(self, name: str, parts: tuple[str, ...]) -> StoredMatrix:
+        if name not in self._stored:
+            matrices = [self.weights.quantized(part) for part in parts]
+            self._stored[name] = StoredMatrix(self.graph, name, matrices, self.settings.activation_bits)
+        return self._stored[name]
+
+    def _multiply(self, value: Value, leader: str) -> None:
+        """One product for a matrix and for those that will ask for the same input next."""
+        prefix, names = leader.rsplit(".", 2)[0], [leader]
+        names += [f"{prefix}.{other}" for other, first in SHARED_INPUTS.items() if f"{prefix}.{first}" == leader]
+        stored = self._matrix(leader, tuple(names))
+        product = stored.multiply(value, f"{leader}.product")
+        if len(names) == 1:
+            self._products[leader] = product
+            return
+        sizes = [self.weights.quantized(name).out_features for name in names]
+        pieces = self.graph.nodes("Split", product, self.graph.integers(*sizes), count=len(names), axis=2)
+        self._products.update(zip(names, pieces, strict=True))
+
+    def _rotary_tables(self, rotary: RotarySpec) -> tuple[Value, Value]:
+        """float [context, dimensions / 2] each."""
+        label = f"rotary_{rotary.dimensions}_{rotary.theta:g}"
+        if rotary.scaling is not None:
+            label += f"_{rotary.scaling.kind.value}_{rotary.scaling.factor:g}"
+        cosine, sine = cosine_sine(rotary, torch.arange(self.context))
+        return self.graph.constant(f"{label}.cosine", cosine.numpy()), self.graph.constant(
+            f"{label}.sine", sine.numpy()
+        )
+
+    def _write(self, part: CachePart, new: Value, kind: RingKind) -> Value:
+        """Puts new rows into the cache, wrapping at its end, and declares both ends."""
+        past = self.graph.input(f"{PAST}.{part.name}", part.data_type, part.shape)
+        settings: dict[str, Any] = {"axis": part.slot_axis, "mode": "circular"}
+        written = self.graph.node("TensorScatter", past, new, self._write_slots[kind], **settings)
+        self.graph.output(written, f"{PRESENT}.{part.name}", part.data_type, part.shape)
+        return written
+
+    def _mask(self, kind: RingKind) -> Value:
+        """float [S, C]: 0 where a token may read a slot, else minus infinity. `held` says which position each slot holds; one that
+        holds nothing yet holds a position after every token."""
+        graph = self.graph
+        held = graph.input(f"{HELD}.{kind.name}", ir.DataType.INT64, (f"slots.{kind.name}",))
+        token = graph.node("Reshape", self._positions, graph.integers(-1, 1))
+        seen = graph.node("LessOrEqual", held, token)
+        if kind.window is not None:
+            near = graph.node("Greater", held, graph.node("Sub", token, graph.scalar(kind.window, np.int64)))
+            if kind.sinks:
+                near = graph.node("Or", near, graph.node("Less", held, graph.scalar(kind.sinks, np.int64)))
+            seen = graph.node("And", seen, near)
+        return graph.node("Where", seen, graph.scalar(0), graph.scalar(-np.inf), name=f"mask.{kind.name}")

@@ -1,0 +1,78 @@
+"""The ONNX Runtime CPU target: refusals, sizes, and lowering in a child process."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from pydantic import TypeAdapter
+
+from exporter.child import run_child
+from exporter.decoder.spec import DecoderSpec
+from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
+from exporter.recipe import Recipe
+from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
+
+LOWER_TIME_LIMIT_S = 3600.0
+PACKAGES = {"onnx_ir": "onnx-ir", "onnxruntime": "onnxruntime"}
+
+
+class OnnxTarget:
+    """ONNX models for ONNX Runtime on a CPU."""
+
+    runtime = "onnxruntime"
+    backend = "cpu"
+    obtained = Obtained.MEASURED
+    driver = "exporter.targets.onnx.driver:open_driver"
+
+    def kv_format(self, recipe: Recipe) -> KvFormat:
+        cache = recipe.kv_cache
+        if cache.bits == 16:
+            return KvFormat(16, KvScaling.NONE)
+        return KvFormat(cache.bits, KvScaling.PER_TOKEN, cache.zero_point, cache.rotation)
+
+    def slot_multiple(self, recipe: Recipe) -> int:
+        return 1
+
+    def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
+        found = []
+        if recipe.weights.scale_format is ScaleFormat.BF16:
+            found.append(
+                Refusal(
+                    "weights.scale_format bf16 does not fit the fp16 scales of MatMulNBits", "weights.scale_format=fp16"
+                )
+            )
+        widths = {layer.attention.head_dim for layer in spec.layers}
+        if recipe.kv_cache.bits == 4 and any(width % 2 for width in widths):
+            found.append(
+                Refusal("INT4 KV packs pairs of channels, and a head has an odd number of them", "kv_cache.bits=8")
+            )
+        if recipe.kv_cache.rotation and any(width & (width - 1) for width in widths):
+            found.append(
+                Refusal("a Hadamard rotation needs a head_dim that is a power of two", "kv_cache.rotation=false")
+            )
+        return found
+
+    def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
+        return TiedStorage(True)
+
+    def remarks(self, recipe: Recipe) -> list[str]:
+        return []
+
+    def toolchain_problem(self) -> str | None:
+        missing = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
+        if missing:
+            return f"{', '.join(missing)} not installed; pip install 'slm-export[onnx]'"
+        return None
+
+    def lower(self, request: LowerRequest) -> LowerOutcome:
+        arguments = {
+            "quantized": str(request.quantized),
+            "artifact": str(request.artifact),
+            "settings": request.recipe.onnx.model_dump(mode="json"),
+        }
+        log = request.logs / "lower.log"
+        result = run_child("exporter.targets.onnx.lower:lower_in_child", arguments, log, LOWER_TIME_LIMIT_S)
+        return TypeAdapter(LowerOutcome).validate_python(result)
+
+
+TARGETS.add("onnxruntime-cpu", OnnxTarget())

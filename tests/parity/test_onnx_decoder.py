@@ -1,0 +1,101 @@
+"""ONNX artifacts against the oracle on tiny random decoders: every cache codec, window, sink and shape of the spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+pytest.importorskip("onnx_ir", reason="the onnx extra is not installed")
+
+from exporter.decoder.cache import CacheSettings, cache_layout
+from exporter.decoder.spec import Activation, RotaryScaling, RotaryScalingKind
+from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightFormat
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder, save_quantized
+from exporter.targets.onnx.driver import OnnxDriver, open_driver
+from exporter.targets.onnx.lower import lower_in_child
+from exporter.verify.parity import compare_logits, window_logits
+from tests.unit.helpers import TinyModel, calibrated_constants, random_tokens, random_weights
+
+FP16_32 = WeightFormat(4, 32, ScaleFormat.FP16)
+PER_TOKEN = KvScaling.PER_TOKEN
+CODECS = {
+    "float16": KvFormat(16, KvScaling.NONE),
+    "int8": KvFormat(8, PER_TOKEN),
+    "int8-zero": KvFormat(8, PER_TOKEN, zero_point=True),
+    "int4": KvFormat(4, PER_TOKEN),
+    "int4-zero": KvFormat(4, PER_TOKEN, zero_point=True),
+    "int4-rotated": KvFormat(4, PER_TOKEN, zero_point=True, rotation=True),
+}
+CACHES = {
+    "full": CacheSettings(96, 16),
+    "imposed-window": CacheSettings(96, 16, window=9),
+    "sinks": CacheSettings(96, 16, window=9, sinks=3),
+}
+MODELS = {
+    "biases-and-norms": TinyModel(bias=True, query_key_norm=True),
+    "untied": TinyModel(tied=False),
+    "partial-rotary": TinyModel(rotated=4),
+    "gelu": TinyModel(activation=Activation.GELU_TANH),
+    "relu": TinyModel(activation=Activation.RELU),
+    "gelu-erf": TinyModel(activation=Activation.GELU),
+    "yarn": TinyModel(scaling=RotaryScaling(RotaryScalingKind.YARN, 4.0, 64)),
+    "one-head": TinyModel(query_heads=1, kv_heads=1),
+    "remainder-groups": TinyModel(hidden_size=40, inner_size=56),
+}
+SETTINGS = {"activation_bits": 32, "attention_terms": 2}
+
+
+def export(model: TinyModel, kv_format: KvFormat, cache: CacheSettings, folder: Path) -> QuantizedDecoder:
+    spec = model.spec()
+    weights, layout = random_weights(spec, FP16_32), cache_layout(spec, cache)
+    constants = calibrated_constants(spec, weights, kv_format)
+    decoder = QuantizedDecoder(spec, weights, layout, kv_format, constants, cache.chunk, cache.context)
+    save_quantized(decoder, folder)
+    arguments = {"quantized": str(folder), "artifact": str(folder), "settings": SETTINGS}
+    lower_in_child(arguments, lambda event: None)
+    return decoder
+
+
+def scored(driver: OnnxDriver, token_ids: list[int], prefilled: int) -> torch.Tensor:
+    logits = [driver.prefill(token_ids[:prefilled])] if prefilled else []
+    logits += [driver.decode(token_id)[None].copy() for token_id in token_ids[prefilled:]]
+    return torch.from_numpy(np.concatenate(logits))
+
+
+def require_parity(decoder: QuantizedDecoder, folder: Path) -> None:
+    """An INT8 or INT4 code that lies on a border may fall either way: agreement is judged over all tokens, not per logit."""
+    token_ids = random_tokens(decoder.spec, 90, seed=5)
+    expected = window_logits(decoder.oracle(), decoder.spec, token_ids, decoder.chunk)
+    driver = open_driver(folder)
+    for prefilled in (0, 60, 90):
+        driver.reset()
+        figures = compare_logits(expected, scored(driver, token_ids, prefilled))
+        assert figures.mean_kl < 2e-3
+        assert figures.top1_agreement > 0.97
+
+
+@pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+@pytest.mark.parametrize("kv_format", CODECS.values(), ids=CODECS)
+def test_codecs_compose_with_windows_and_sinks(kv_format: KvFormat, cache: CacheSettings, tmp_path: Path) -> None:
+    decoder = export(TinyModel(), kv_format, cache, tmp_path)
+    require_parity(decoder, tmp_path)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_everything_that_a_spec_can_say(model: TinyModel, tmp_path: Path) -> None:
+    decoder = export(model, CODECS["int8"], CACHES["full"], tmp_path)
+    require_parity(decoder, tmp_path)
+
+
+def test_the_cache_takes_the_bytes_of_its_codec(tmp_path: Path) -> None:
+    for name, kv_format in CODECS.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        decoder = export(TinyModel(), kv_format, CACHES["sinks"], folder)
+        attention = decoder.spec.layers[0].attention
+        per_slot = 2 * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
+        assert open_driver(folder).kv_bytes() == per_slot * sum(layer.slots for layer in decoder.layout)
