@@ -98,12 +98,12 @@ def _bytes(value: ir.Value, slots: dict[str, int]) -> int:
 
 
 def _duplicate_bytes(model: ir.Model) -> int:
-    """Bytes of large constants whose content another one has already."""
+    """Bytes of quantized matrices whose codes another one has already. Vectors may be equal: norms that were never trained are."""
     seen: set[str] = set()
     duplicates = 0
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < SMALLEST_EXTERNAL_BYTES:
+        if tensor is None or tensor.dtype is not ir.DataType.UINT8 or tensor.nbytes < SMALLEST_EXTERNAL_BYTES:
             continue
         digest = hashlib.sha256(tensor.tobytes()).hexdigest()
         duplicates += tensor.nbytes if digest in seen else 0
