@@ -16,7 +16,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions
 recipes_app = typer.Typer(add_completion=False, help="List and show recipes.", rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 
-RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="Recipe name or YAML file.", metavar="NAME")]
+RecipesOption = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", "-r", help="Recipe name or YAML file; several share one quantization.", metavar="NAME"),
+]
 ModelOption = Annotated[
     Path | None, typer.Option("--model", "-m", help="Hugging Face checkpoint folder; default: the bundled example.")
 ]
@@ -29,7 +32,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machine
 @app.callback(invoke_without_command=True)
 def main_command(
     context: typer.Context,
-    recipe: RecipeOption = None,
+    recipe: RecipesOption = None,
     model: ModelOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Output folder; default: out/<recipe>.")] = None,
     adapter: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter folder to merge.")] = None,
@@ -46,30 +49,35 @@ def main_command(
     """
     if context.invoked_subcommand is not None:
         return
-    if recipe is None:
+    if not recipe:
         typer.echo(context.get_help())
         raise typer.Exit(ExitCode.USAGE)
     from exporter.pipeline import ExportRequest, export
     from exporter.progress import StageDisplay
     from exporter.recipe import load_recipe
-    from exporter.report.text import summary_lines
+    from exporter.report.text import several_lines, summary_lines
+    from exporter.several import export_several
 
     console = Console(stderr=as_json)
-    loaded = load_recipe(recipe, tuple(overrides or ()))
-    request = ExportRequest(
-        loaded, output or Path("out") / loaded.name, model, adapter, calibration, evaluation, force, resume
-    )
+    recipes = [load_recipe(name, tuple(overrides or ())) for name in recipe]
+    destination = output or Path("out") / "+".join(loaded.name for loaded in recipes)
+    request = ExportRequest(recipes[0], destination, model, adapter, calibration, evaluation, force, resume)
     if model is None and not as_json:
         console.print(
             f"No --model given: exporting the bundled example ({request.model_folder.name}, 5 M parameters).",
             highlight=False,
         )
     display = StageDisplay(console, quiet=as_json)
-    report = export(request, display)
+    if len(recipes) == 1:
+        report = export(request, display)
+        lines = summary_lines(report, request.output)
+    else:
+        report = export_several(request, recipes, display)
+        lines = several_lines(report, request.output)
     if as_json:
         typer.echo(json.dumps(report))
         return
-    for line in summary_lines(report, request.output):
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,8 @@ def _wrap_refusals(spec: DecoderSpec, recipe: Recipe, target: Target) -> list[Re
 def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
     """Sizes and floor of an export that passed `check_refusals`."""
     layout, kv_format = recipe_layout(spec, recipe, target), target.kv_format(recipe)
-    settings, tied = weight_settings(recipe), target.tied_storage(spec, recipe)
+    tied = target.tied_storage(spec, recipe)
+    settings = replace(weight_settings(recipe), scale_format=target.stored_scales(recipe.weights.scale_format))
     matrices, tables = _weight_bytes(spec, settings)
     vectors = 4 * sum(weight.count for weight in decoder_weights(spec) if weight.kind is WeightKind.VECTOR)
     per_layer = tuple(layer.slots * _token_bytes(spec, index, kv_format) for index, layer in enumerate(layout))

@@ -56,6 +56,12 @@ class StageDisplay:
         self.console, self.quiet = console, quiet
         self.figures: list[StageFigures] = []
 
+    def announce(self, text: str) -> None:
+        """A heading before the stages of one of several exports; their figures start anew."""
+        self.figures = []
+        if not self.quiet:
+            self.console.print(text, highlight=False)
+
     @contextmanager
     def stage(self, name: str, log: Path | None = None) -> Iterator[Stage]:
         """Times the body. On a terminal a bar moves; afterwards one line stays."""

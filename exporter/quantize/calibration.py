@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from exporter.decoder.spec import DecoderSpec
 from exporter.quantize.formats import KvFormat, KvScaling
@@ -15,6 +17,9 @@ SMALLEST_SPREAD = 1e-4
 
 LARGEST_SPREAD_RATIO = 64.0
 """A channel's range counts as at least this fraction of the layer's widest: the constants themselves are stored in 16 bits."""
+
+
+SIDES = ("queries", "keys", "values")
 
 
 @dataclass
@@ -73,6 +78,31 @@ class KvCalibrator:
         self.queries[layer].add(query.unflatten(1, (attention.kv_heads, attention.group)).transpose(1, 2).flatten(0, 1))
         self.keys[layer].add(key)
         self.values[layer].add(value)
+
+    def save(self, path: Path) -> None:
+        """Writes all running sums, from which the constants of any codec follow."""
+        tensors = {
+            f"{side}.{index}.{field.name}": torch.as_tensor(getattr(statistics, field.name)).clone()
+            for side in SIDES
+            for index, statistics in enumerate(getattr(self, side))
+            for field in fields(ChannelStatistics)
+        }
+        save_file(tensors, path)
+
+    @staticmethod
+    def load(spec: DecoderSpec, path: Path) -> KvCalibrator:
+        """Reads what `save` wrote for a decoder of the same spec."""
+        calibrator, stored = KvCalibrator(spec), load_file(path)
+
+        def read(side: str, index: int) -> ChannelStatistics:
+            sums = {field.name: stored[f"{side}.{index}.{field.name}"] for field in fields(ChannelStatistics)}
+            return ChannelStatistics(**{**sums, "count": int(sums["count"])})
+
+        layers = range(len(spec.layers))
+        calibrator.queries, calibrator.keys, calibrator.values = (
+            [read(side, index) for index in layers] for side in SIDES
+        )
+        return calibrator
 
     def constants(self, kv_format: KvFormat) -> tuple[LayerKvConstants, ...]:
         """Constants of every layer for the codec of a recipe."""

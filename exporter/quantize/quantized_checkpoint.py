@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import DecoderSpec
-from exporter.decoder.torch_ops import TorchOps
+from exporter.decoder.torch_ops import FLOAT_KV, TorchOps
 from exporter.decoder.weights import DecoderWeights
 from exporter.errors import CheckpointError, UsageError
 from exporter.quantize.formats import KvFormat, ScaleFormat, WeightFormat
@@ -40,6 +40,11 @@ class QuantizedDecoder:
     kv_constants: tuple[LayerKvConstants, ...]
     chunk: int
     context: int
+
+    @staticmethod
+    def without_cache(spec: DecoderSpec, weights: DecoderWeights) -> QuantizedDecoder:
+        """Weights that wait for a target to say how it caches."""
+        return QuantizedDecoder(spec, weights, (), FLOAT_KV, (), 0, 0)
 
     def oracle(self) -> TorchOps:
         """The eager interpreter of exactly these numbers."""

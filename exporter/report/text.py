@@ -74,3 +74,17 @@ def summary_lines(report: dict[str, Any], output: Path) -> list[str]:
         f"took             {report['export']['wall_s']:.0f} s, {report['export']['cpu_s']:.0f} CPU s, "
         f"{size_text(report['export']['peak_rss_bytes'])} peak memory",
     ]
+
+
+def several_lines(report: dict[str, Any], output: Path) -> list[str]:
+    """What several exports made, and how far their artifacts agree."""
+    lines = []
+    for name, own in report["reports"].items():
+        lines += ["", name, *summary_lines(own, output / name)]
+    lines += ["", f"artifacts against each other ({report['cross_target']['obtained']})"]
+    for pair in report["cross_target"]["pairs"]:
+        lines.append(
+            f"  {pair['first']} and {pair['second']}: top-1 {pair['top1_agreement']:.4f} over {pair['tokens']} tokens, "
+            f"mean KL {pair['mean_kl']:.2e}"
+        )
+    return lines

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from exporter.decoder.spec import DecoderSpec
-from exporter.quantize.formats import KvFormat
+from exporter.quantize.formats import KvFormat, ScaleFormat
 from exporter.recipe import Recipe
 from exporter.registry import Registry
 
@@ -96,6 +96,9 @@ class Target(Protocol):
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         """Everything that stands in the way, found without reading a weight."""
+
+    def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
+        """How the artifact stores scales that were chosen in a format."""
 
     def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
         """How the artifact stores a tied table."""

@@ -69,13 +69,14 @@ def verify_artifact(
     evaluation: EvaluationSet,
     log: Path,
     on_progress: Callable[[float], None],
+    logits: Path | None = None,
 ) -> VerificationResult:
-    """Runs the artifact in a child process and the oracle here, on the same windows."""
+    """Runs the artifact in a child process and the oracle here, on the same windows. `logits` keeps what the artifact said."""
     windows = evaluation.windows[: evaluation.artifact_windows]
     scheduled = [
         [window, len(window) - (evaluation.decode_tokens if index == 0 else 0)] for index, window in enumerate(windows)
     ]
-    output = log.parent / "artifact_logits.npy"
+    output = logits or log.parent / "artifact_logits.npy"
     scored = run_child(
         "exporter.runtime.driver:score_in_child",
         {"driver": target.driver, "folder": str(folder), "windows": scheduled, "output": str(output)},
@@ -84,7 +85,8 @@ def verify_artifact(
         lambda event: on_progress(float(event["progress"])),
     )
     artifact = torch.from_numpy(np.load(output))
-    output.unlink()
+    if logits is None:
+        output.unlink()
     return _compare(decoder, recipe, evaluation, windows, artifact, int(scored["kv_bytes"]))
 
 

@@ -100,3 +100,28 @@ def test_the_recipe_for_large_models_exports_too(slm_export: SlmExport, tmp_path
     slm_export.succeed(*recipe, "--output", str(tmp_path / "out"))
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["parity"]["disagreements"] == report["parity"]["near_ties"]
+
+
+def test_two_recipes_share_one_quantization_and_are_compared(slm_export: SlmExport, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("extends: onnx-cpu-small\nkv_cache:\n  bits: 16\n", encoding="utf-8")
+    output = tmp_path / "out"
+    done = slm_export.succeed(*SMALL, "--recipe", str(other), "--output", str(output))
+    assert done.stdout.count("resumed from an earlier run") >= 2
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    (pair,) = report["cross_target"]["pairs"]
+    assert (pair["first"], pair["second"]) == ("onnx-cpu-small", "other")
+    assert pair["top1_agreement"] > 0.98
+    assert sorted(path.name for path in output.iterdir()) == ["onnx-cpu-small", "other", "report.json"]
+    slm_export.succeed("verify", str(output / "other"))
+
+
+def test_a_failing_second_target_leaves_nothing(slm_export: SlmExport, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        "extends: onnx-cpu-small\ngates:\n  mean_kl_max: 1.0e-12\nkv_cache:\n  bits: 16\n", encoding="utf-8"
+    )
+    failed = slm_export.run(*SMALL, "--recipe", str(other), "--output", str(tmp_path / "out"))
+    assert failed.returncode == 4
+    assert "parity.mean_kl" in failed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["other.yaml"]

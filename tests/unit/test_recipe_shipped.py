@@ -32,7 +32,7 @@ def test_the_first_line_of_a_shipped_recipe_is_the_command_that_runs_it(path: Pa
     assert first.startswith("# slm-export ")
     program, *arguments = shlex.split(first.removeprefix("# "))
     context = typer.main.get_command(app).make_context(program, arguments)
-    assert context.params["recipe"] == path.stem
+    assert list(context.params["recipe"]) == [path.stem]
 
 
 def commands_in_comments(path: Path) -> list[str]:
@@ -47,4 +47,5 @@ def test_every_command_in_the_comments_of_a_shipped_recipe_is_valid(path: Path) 
     for command in commands_in_comments(path):
         program, *arguments = shlex.split(command)
         context = typer.main.get_command(app).make_context(program, arguments)
-        load_recipe(context.params["recipe"], tuple(context.params["overrides"] or ()))
+        for name in context.params["recipe"]:
+            load_recipe(name, tuple(context.params["overrides"] or ()))

@@ -52,6 +52,9 @@ class OnnxTarget:
             )
         return found
 
+    def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
+        return ScaleFormat.FP16
+
     def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
         return TiedStorage(True)
 

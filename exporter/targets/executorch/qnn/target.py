@@ -34,6 +34,9 @@ class QnnTarget:
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         return [*_recipe_refusals(recipe), *_spec_refusals(spec, recipe)]
 
+    def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
+        return chosen
+
     def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
         if not spec.tied_embedding:
             return TiedStorage(True)

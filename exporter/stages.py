@@ -1,0 +1,170 @@
+"""The stages between a loaded checkpoint and a verified artifact. What a stage makes is kept under the hash of what it consumed, so
+that a second run, or a second target of the same run, resumes from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+
+from exporter.checkpoint.checkpoint import COMPANION_FILES, Checkpoint
+from exporter.manifest import tool_versions
+from exporter.plan import cache_settings, recipe_layout, weight_settings
+from exporter.progress import StageDisplay
+from exporter.quantize.calibration import KvCalibrator
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized, save_quantized
+from exporter.quantize.quantizer import quantize_decoder
+from exporter.recipe import Recipe
+from exporter.stage_cache import StageCache, content_key
+from exporter.targets.base import LowerOutcome, LowerRequest, Target
+from exporter.texts import Texts
+from exporter.verify.parity import layerwise_perplexities
+from exporter.verify.verification import EvaluationSet, VerificationResult, verify_artifact
+
+VERIFICATION_FOLDER = "verification"
+OUTCOME_FILE, STATISTICS_FILE, SUMS_FILE = "outcome.json", "kv_statistics.safetensors", "sums.json"
+RESUMED = "resumed from an earlier run"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages of one target's export share."""
+
+    recipe: Recipe
+    target: Target
+    checkpoint: Checkpoint
+    texts: Texts
+    evaluation_name: str
+    inputs: dict[str, str]
+    cache: StageCache
+    logs: Path
+    display: StageDisplay
+
+    def weight_hashes(self) -> dict[str, str]:
+        """Hashes of the inputs that decide a number of the model."""
+        return {name: digest for name, digest in self.inputs.items() if name.endswith((".safetensors", "config.json"))}
+
+
+def quantize(run: Run) -> Path:
+    """Weights, and statistics of keys and values; the same for every target."""
+    recipe, spec = run.recipe, run.checkpoint.spec
+    key = content_key(
+        {
+            "inputs": run.weight_hashes(),
+            "weights": recipe.weights.model_dump(mode="json"),
+            "text": run.texts.calibration,
+            "seed": recipe.seed,
+            "torch": torch.__version__,
+        }
+    )
+
+    def write(folder: Path) -> None:
+        torch.manual_seed(recipe.seed)
+        with run.display.stage("quantize") as stage:
+            settings, listener = weight_settings(recipe), KvCalibrator(spec)
+            weights = quantize_decoder(
+                spec,
+                run.checkpoint,
+                settings,
+                run.texts.calibration,
+                listener.observe,
+                lambda done, total: stage.advance(done / total),
+            )
+            save_quantized(QuantizedDecoder.without_cache(spec, weights), folder)
+            listener.save(folder / STATISTICS_FILE)
+            stage.note = f"{settings.method.value}, groups of {settings.group_size}"
+
+    return _produced(run, "quantize", key, write)
+
+
+def reference(run: Run) -> list[float]:
+    """Summed negative log-likelihood of each evaluation window in full precision."""
+    key = content_key({"inputs": run.weight_hashes(), "text": run.texts.evaluation, "torch": torch.__version__})
+
+    def write(folder: Path) -> None:
+        with run.display.stage("reference") as stage:
+            sums = layerwise_perplexities(run.checkpoint.spec, run.checkpoint, run.texts.evaluation)
+            (folder / SUMS_FILE).write_text(json.dumps(sums), encoding="utf-8")
+            stage.note = "full-precision perplexity"
+
+    found: list[float] = json.loads((_produced(run, "reference", key, write) / SUMS_FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def lower(run: Run, quantized: Path) -> tuple[Path, LowerOutcome]:
+    """The target's artifact, and the quantized decoder with its cache as this target holds it."""
+    recipe, target, spec = run.recipe, run.target, run.checkpoint.spec
+    windows, layout, kv_format = (
+        run.texts.activations(recipe),
+        recipe_layout(spec, recipe, target),
+        target.kv_format(recipe),
+    )
+    settings = cache_settings(spec, recipe)
+    key = content_key(
+        {
+            "quantized": quantized.name,
+            "target": recipe.target.model_dump(mode="json"),
+            "onnx": recipe.onnx.model_dump(mode="json"),
+            "cache": [kv_format, layout, settings],
+            "windows": windows,
+            "tools": tool_versions(),
+        }
+    )
+
+    def write(folder: Path) -> None:
+        with run.display.stage("lower", run.logs / "lower.log") as stage:
+            verification = folder / VERIFICATION_FOLDER
+            verification.mkdir()
+            constants = KvCalibrator.load(spec, quantized / STATISTICS_FILE).constants(kv_format)
+            decoder = replace(load_quantized(quantized), layout=layout, kv_format=kv_format, kv_constants=constants)
+            save_quantized(replace(decoder, chunk=settings.chunk, context=settings.context), verification)
+            outcome = target.lower(LowerRequest(recipe, verification, windows, folder, verification, run.logs))
+            stage.note = f"{target.runtime}, {target.backend}"
+            (folder / OUTCOME_FILE).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+
+    folder = _produced(run, "lower", key, write)
+    return folder, TypeAdapter(LowerOutcome).validate_json((folder / OUTCOME_FILE).read_bytes())
+
+
+def assemble(run: Run, lowered: Path, folder: Path) -> None:
+    """Copies the lowered files and the checkpoint's companions into the output."""
+    shutil.copytree(lowered, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(OUTCOME_FILE))
+    for name in (*COMPANION_FILES, "config.json"):
+        if (run.checkpoint.folder / name).is_file():
+            shutil.copyfile(run.checkpoint.folder / name, folder / name)
+
+
+def verify(
+    run: Run, folder: Path, sums: list[float], logits: Path | None = None
+) -> tuple[VerificationResult, EvaluationSet]:
+    """Runs the assembled artifact against the oracle."""
+    recipe, windows = run.recipe, run.texts.evaluation
+    per_window, few = recipe.verify.window - 1, min(recipe.verify.windows, len(windows))
+    evaluation = EvaluationSet(
+        run.evaluation_name,
+        windows,
+        few,
+        recipe.verify.decode_tokens,
+        math.exp(sum(sums[:few]) / (few * per_window)),
+        math.exp(sum(sums) / (len(sums) * per_window)),
+    )
+    log = run.logs / "verify.log"
+    with run.display.stage("verify", log) as stage:
+        decoder = load_quantized(folder / VERIFICATION_FOLDER)
+        result = verify_artifact(run.target, decoder, recipe, folder, evaluation, log, stage.advance, logits)
+        stage.note = f"top-1 {result.parity.top1_agreement:.4f} over {result.parity.tokens} tokens"
+    return result, evaluation
+
+
+def _produced(run: Run, stage: str, key: str, write: Callable[[Path], None]) -> Path:
+    folder, resumed = run.cache.produce(stage, key, write)
+    if resumed:
+        with run.display.stage(stage) as shown:
+            shown.note = RESUMED
+    return folder
