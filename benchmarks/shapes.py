@@ -29,8 +29,35 @@ SMOLLM2_135M = {
     "rope_theta": 100000.0,
     "hidden_act": "silu",
     "tie_word_embeddings": True,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "dtype": "bfloat16",
     "bos_token_id": 0,
     "eos_token_id": 0,
+}
+
+FOUR_LAYERS = {
+    **SMOLLM2_135M,
+    "vocab_size": 32000,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 16384,
+    "rope_theta": 10000.0,
+}
+
+LLAMA_1B = {
+    **SMOLLM2_135M,
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 16384,
+    "rope_theta": 500000.0,
 }
 
 

@@ -26,11 +26,14 @@ class Driver(Protocol):
     def prefill(self, token_ids: list[int]) -> np.ndarray:
         """Appends tokens and returns the logits after each: float32 [n, V]."""
 
+    def prompt(self, token_ids: list[int]) -> np.ndarray:
+        """Appends tokens and returns the logits after the last: float32 [V]."""
+
     def decode(self, token_id: int) -> np.ndarray:
         """Appends one token and returns the logits after it: float32 [V], which the next call may overwrite."""
 
     def kv_bytes(self) -> int:
-        """Bytes of cache that are really allocated."""
+        """Bytes of cache that are really allocated for a full context."""
 
 
 def open_driver(function: str, folder: Path) -> Driver:
@@ -68,7 +71,7 @@ def generate_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     if len(token_ids) >= driver.context:
         raise UsageError(f"the prompt has {len(token_ids)} tokens, the cache {driver.context}", "shorten the prompt")
     sampler = Sampler(SamplingSettings(**arguments["sampling"]))
-    logits = driver.prefill(token_ids)[-1]
+    logits = driver.prompt(token_ids)
     produced = 0
     while produced < limit:
         token_id = sampler.pick(logits)

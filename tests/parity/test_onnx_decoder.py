@@ -99,3 +99,19 @@ def test_the_cache_takes_the_bytes_of_its_codec(tmp_path: Path) -> None:
         attention = decoder.spec.layers[0].attention
         per_slot = 2 * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
         assert open_driver(folder).kv_bytes() == per_slot * sum(layer.slots for layer in decoder.layout)
+
+
+def test_a_growing_cache_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = export(TinyModel(), CODECS["int8"], CACHES["full"], tmp_path)
+    token_ids = random_tokens(decoder.spec, 90, seed=5)
+    whole = scored(open_driver(tmp_path), token_ids, 40)
+    monkeypatch.setattr("exporter.targets.onnx.driver.FIRST_SLOTS", 8)
+    assert torch.equal(scored(open_driver(tmp_path), token_ids, 40), whole)
+
+
+def test_a_prompt_gives_the_last_tokens_logits(tmp_path: Path) -> None:
+    decoder = export(TinyModel(), CODECS["int4-zero"], CACHES["sinks"], tmp_path)
+    token_ids, driver = random_tokens(decoder.spec, 50, seed=5), open_driver(tmp_path)
+    last = driver.prefill(token_ids)[-1]
+    driver.reset()
+    np.testing.assert_allclose(driver.prompt(token_ids), last, rtol=1e-4, atol=1e-4)

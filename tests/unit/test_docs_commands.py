@@ -165,5 +165,8 @@ def test_every_extra_and_pin_of_an_install_command_is_in_the_project_file() -> N
     installed = [words[2:] for _, words, _ in named_commands("pip") if words[1] == "install"]
     assert installed
     for requirement in [word for words in installed for word in words if not word.startswith("-")]:
-        extra = re.search(r"\[(\w+)\]", requirement)
-        assert f"{extra[1]} = [" in project if extra else requirement in makefile, requirement
+        extras = re.search(r"\[([\w,]+)\]", requirement)
+        if extras is None:
+            assert requirement in makefile, requirement
+        for extra in extras[1].split(",") if extras else ():
+            assert f"{extra} = [" in project, requirement

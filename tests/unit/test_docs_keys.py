@@ -13,7 +13,7 @@ from doc_pages import REPORT_PAGE, REPOSITORY, WRITTEN, code_spans, page_name
 
 from exporter.recipe import load_recipe
 
-FILE_ENDINGS = (".pte", ".py", ".json", ".yaml", ".md", ".txt", ".safetensors")
+FILE_ENDINGS = (".onnx", ".data", ".pte", ".py", ".json", ".yaml", ".md", ".txt", ".safetensors")
 
 
 @functools.cache
@@ -62,10 +62,11 @@ def documented_keys(text: str) -> set[str]:
 
 
 def target_notes() -> set[str]:
-    """Names of the figures that the Qualcomm target adds to the section `artifact`."""
+    """Names of the figures that targets add to the section `artifact`."""
     from exporter.targets.executorch.qnn.lower import QnnFigures
+    from exporter.targets.onnx.lower import OnnxFigures
 
-    return {field.name for field in dataclasses.fields(QnnFigures)}
+    return {field.name for kind in (QnnFigures, OnnxFigures) for field in dataclasses.fields(kind)}
 
 
 @functools.cache

@@ -104,7 +104,7 @@ class CachedAttention:
         return self._encoded(moved, channels)
 
     def attend(self, query: Value, keys: CachedSide, values: CachedSide, mask: Value) -> Value:
-        """Query [1, S, H * Hd], mask float [S, C] of zeros and minus infinities -> [1, S, H * Hd]."""
+        """Query [1, S, H * Hd], mask float [G * S, C] of zeros and minus infinities -> [1, S, H * Hd]."""
         graph, spec = self.graph, self.spec
         balance = self.constants.key.balance.repeat_interleave(spec.group, 0).flatten().numpy()
         query = self._per_channel(query, "Mul", "query_balance", balance * np.float32(spec.score_scale), 1.0)
@@ -112,37 +112,44 @@ class CachedAttention:
         grouped = self._rotated(graph.node("Transpose", grouped, perm=[0, 2, 3, 1, 4]))
         rows = graph.node("Reshape", grouped, graph.integers(1, spec.kv_heads, -1, spec.head_dim))
         scores = self._product_with_keys(rows, keys)
-        by_token = graph.node("Reshape", scores, self._score_shape(query))
-        masked = graph.node("Add", by_token, mask, name=f"{self.label}.masked_scores")
+        masked = graph.node("Add", scores, mask, name=f"{self.label}.masked_scores")
         weights = graph.node("Softmax", masked, axis=-1, name=f"{self.label}.probabilities")
-        flat = graph.node("Reshape", weights, graph.node("Shape", scores))
-        mixed = self._product_with_values(flat, values)
-        return self._restored(mixed)
+        return self._restored(self._product_with_values(weights, values))
 
     def _encoded(self, rows: Value, channels: int) -> list[Value]:
         """One scale (and zero point) per vector, whose channels lie on axis `channels`."""
         graph, bits = self.graph, self.format.bits
-        highest = graph.node("ReduceMax", rows, graph.integers(channels), keepdims=1)
-        lowest = graph.node("ReduceMin", rows, graph.integers(channels), keepdims=1)
         half, levels = 2 ** (bits - 1), 2**bits
         if self.format.zero_point:
-            spread = graph.node("Div", graph.node("Sub", highest, lowest), graph.scalar(levels - 1))
-            scale = graph.node("Cast", graph.node("Max", spread, graph.scalar(SMALLEST_SCALE)), to=ir.DataType.FLOAT16)
+            lowest = graph.node("ReduceMin", rows, graph.integers(channels), keepdims=1)
+            highest = graph.node("ReduceMax", rows, graph.integers(channels), keepdims=1)
+            scale = self._scale(graph.node("Div", graph.node("Sub", highest, lowest), graph.scalar(levels - 1)))
             zero = graph.node("Cast", lowest, to=ir.DataType.FLOAT16)
             shifted = graph.node("Sub", rows, graph.node("Cast", zero, to=ir.DataType.FLOAT))
-            codes = self._rounded(shifted, scale, 0, levels - 1)
-            return [self._stored(codes, channels, half), scale, zero]
+            return [self._stored(self._rounded(shifted, scale, 0, levels - 1), channels, half), scale, zero]
         if self.format.positive_scales:
-            size = graph.node("Max", highest, graph.node("Neg", lowest))
-            peak = graph.node("Div", size, graph.scalar(half - 1))
+            largest = graph.node("ReduceMax", graph.node("Abs", rows), graph.integers(channels), keepdims=1)
+            scale = self._scale(graph.node("Div", largest, graph.scalar(half - 1)))
         else:
-            upward = graph.node("Greater", highest, graph.node("Neg", lowest))
-            peak = graph.node("Div", graph.node("Where", upward, highest, lowest), graph.scalar(-half))
-        scale = graph.node("Cast", peak, to=ir.DataType.FLOAT16)
+            scale = self._signed_scale(rows, channels)
+        return [self._stored(self._rounded(rows, scale, -half, half - 1), channels, 0), scale]
+
+    def _scale(self, positive: Value) -> Value:
+        """fp16, never zero."""
+        graph = self.graph
+        return graph.node("Cast", graph.node("Max", positive, graph.scalar(SMALLEST_SCALE)), to=ir.DataType.FLOAT16)
+
+    def _signed_scale(self, rows: Value, channels: int) -> Value:
+        """The element of largest magnitude, with its sign, gets the code -2^(bits-1)."""
+        graph = self.graph
+        highest = graph.node("ReduceMax", rows, graph.integers(channels), keepdims=1)
+        lowest = graph.node("ReduceMin", rows, graph.integers(channels), keepdims=1)
+        upward = graph.node("Greater", highest, graph.node("Neg", lowest))
+        peak = graph.node("Where", upward, highest, lowest)
+        half = graph.scalar(-(2 ** (self.format.bits - 1)))
+        scale = graph.node("Cast", graph.node("Div", peak, half), to=ir.DataType.FLOAT16)
         dead = graph.node("Equal", scale, graph.scalar(0, np.float16))
-        scale = graph.node("Where", dead, graph.scalar(SMALLEST_SCALE, np.float16), scale)
-        codes = self._rounded(rows, scale, -half, half - 1)
-        return [self._stored(codes, channels, 0), scale]
+        return graph.node("Where", dead, graph.scalar(SMALLEST_SCALE, np.float16), scale)
 
     def _rounded(self, rows: Value, scale: Value, low: int, high: int) -> Value:
         graph = self.graph
@@ -295,13 +302,6 @@ class CachedAttention:
             return value
         matrix = hadamard(self.spec.head_dim).numpy()
         return self.graph.node("MatMul", value, self.graph.constant(f"hadamard_{self.spec.head_dim}", matrix))
-
-    def _score_shape(self, query: Value) -> Value:
-        """[1, K, G, S, C] as a shape, without knowing S: scores [1, K, G * S, C] are split where the mask needs it."""
-        graph, spec = self.graph, self.spec
-        tokens = graph.node("Shape", query, start=1, end=2)
-        fixed = graph.integers(1, spec.kv_heads, spec.group)
-        return graph.node("Concat", fixed, tokens, graph.integers(-1), axis=0)
 
     def _float(self, value: Value) -> Value:
         return self.graph.node("Cast", value, to=ir.DataType.FLOAT)

@@ -7,6 +7,7 @@ another language does the same with the names and shapes in `host.json`.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from exporter.targets.onnx.names import (
     TOKENS,
     WRITE_SLOT,
 )
+
+FIRST_SLOTS = 256
+"""Slots that a growing cache starts with, and the multiple that it keeps."""
 
 EMPTY = np.iinfo(np.int64).max
 """What `held` says of a slot that holds nothing: a position that no token can see."""
@@ -49,21 +53,31 @@ class HostLayout:
 
 
 class Caches:
-    """The buffers of one conversation."""
+    """The buffers of one conversation. Rings have all their slots at once; the cache of a full-attention layer grows by doubling, so
+    that a short conversation neither holds nor reads the slots of a long one."""
 
     def __init__(self, session: onnxruntime.InferenceSession, layout: HostLayout) -> None:
         self.layout, self.length = layout, 0
-        self.held = {name: np.full(ring.slots, EMPTY) for name, ring in layout.rings.items()}
+        self.capacity = {
+            name: ring.slots if ring.window else min(FIRST_SLOTS, ring.slots) for name, ring in layout.rings.items()
+        }
+        self.held = {name: np.full(count, EMPTY) for name, count in self.capacity.items()}
         self.write_slot = {name: np.zeros(1, np.int64) for name in layout.rings}
-        self.tensors: dict[str, Any] = {}
-        for item in session.get_inputs():
-            if item.name.startswith(f"{PAST}."):
-                shape = [
-                    layout.rings[size.removeprefix("slots.")].slots if isinstance(size, str) else size
-                    for size in item.shape
-                ]
-                zeros = np.zeros(shape, NUMPY_TYPES[item.type])
-                self.tensors[item.name.removeprefix(f"{PAST}.")] = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
+        self._parts = [item for item in session.get_inputs() if item.name.startswith(f"{PAST}.")]
+        self.tensors = {item.name.removeprefix(f"{PAST}."): self._zeros(item) for item in self._parts}
+
+    def reserve(self, length: int) -> bool:
+        """Makes room for so many tokens; returns whether buffers were replaced."""
+        small = [name for name, ring in self.layout.rings.items() if self.capacity[name] < min(length, ring.slots)]
+        for name in small:
+            wanted = max(length, 2 * self.capacity[name])
+            self.capacity[name] = min(-(-wanted // FIRST_SLOTS) * FIRST_SLOTS, self.layout.rings[name].slots)
+            grown = np.full(self.capacity[name], EMPTY)
+            grown[: len(self.held[name])] = self.held[name]
+            self.held[name] = grown
+        for item in self._parts if small else ():
+            self._grow(item)
+        return bool(small)
 
     def place(self, count: int) -> np.ndarray:
         """Reserves slots for the next `count` tokens; returns their positions int64 [count]."""
@@ -89,51 +103,79 @@ class Caches:
         for held in self.held.values():
             held.fill(EMPTY)
 
+    def _zeros(self, item: Any) -> Any:
+        zeros = np.zeros([self._size(size) for size in item.shape], NUMPY_TYPES[item.type])
+        return onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
+
+    def _size(self, size: int | str) -> int:
+        return self.capacity[size.removeprefix("slots.")] if isinstance(size, str) else size
+
+    def _grow(self, item: Any) -> None:
+        name = item.name.removeprefix(f"{PAST}.")
+        old, new = self.tensors[name].numpy(), self._zeros(item)
+        new.numpy()[tuple(slice(size) for size in old.shape)] = old
+        self.tensors[name] = new
+
 
 class OnnxDriver:
-    """See `runtime.driver.Driver`. A step of one token allocates nothing."""
+    """See `runtime.driver.Driver`. A step of one token allocates nothing but where a cache grows."""
 
     def __init__(self, session: onnxruntime.InferenceSession, layout: HostLayout) -> None:
         self._session, self._layout = session, layout
         self.context, self.chunk, self.vocab_size = layout.context, layout.chunk, layout.vocab_size
         self._caches = Caches(session, layout)
-        self._steps: dict[int, Step] = {}
+        self._steps: dict[tuple[int, bool], Step] = {}
 
     def reset(self) -> None:
         self._caches.clear()
 
     def prefill(self, token_ids: list[int]) -> np.ndarray:
         """float32 [n, V]: logits after each of n tokens."""
-        pieces, done = [], 0
-        while done < len(token_ids):
-            count = self._caches.longest_chunk(min(self.chunk, len(token_ids) - done))
-            pieces.append(self._run(token_ids[done : done + count]).copy())
-            done += count
-        return np.concatenate(pieces)
+        return np.concatenate([logits.copy() for logits in self._chunks(token_ids, every=True)])
+
+    def prompt(self, token_ids: list[int]) -> np.ndarray:
+        """float32 [V]: logits after the last token; no other token meets the head."""
+        return list(self._chunks(token_ids, every=False))[-1][0]
 
     def decode(self, token_id: int) -> np.ndarray:
         """float32 [V]; valid until the next call."""
-        return self._run([token_id])[0]
+        return self._run([token_id], every=False)[0]
 
     def kv_bytes(self) -> int:
+        self._reserve(self.context)
         return sum(value.numpy().nbytes for value in self._caches.tensors.values())
 
-    def _run(self, token_ids: list[int]) -> np.ndarray:
-        count = len(token_ids)
-        if count not in self._steps:
-            self._steps[count] = Step(self._session, self._caches, count, self.vocab_size)
-        return self._steps[count].run(token_ids)
+    def _chunks(self, token_ids: list[int], every: bool) -> Iterator[np.ndarray]:
+        done = 0
+        while done < len(token_ids):
+            count = self._caches.longest_chunk(min(self.chunk, len(token_ids) - done))
+            yield self._run(token_ids[done : done + count], every)
+            done += count
+
+    def _run(self, token_ids: list[int], every: bool) -> np.ndarray:
+        self._reserve(self._caches.length + len(token_ids))
+        shape = (len(token_ids), every)
+        if shape not in self._steps:
+            self._steps[shape] = Step(self._session, self._caches, *shape, self.vocab_size)
+        return self._steps[shape].run(token_ids)
+
+    def _reserve(self, length: int) -> None:
+        if self._caches.reserve(length):
+            self._steps.clear()
 
 
 class Step:
     """A call for a fixed number of tokens: all its buffers are bound once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, caches: Caches, count: int, vocab_size: int) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, caches: Caches, count: int, every: bool, vocab_size: int
+    ) -> None:
         self._session, self._caches = session, caches
+        rows = np.arange(count) if every else np.array([count - 1])
         self._tokens, self._positions = np.zeros((1, count), np.int64), np.zeros((1, count), np.int64)
-        self._logits = np.zeros((1, count, vocab_size), np.float32)
+        self._logits = np.zeros((1, len(rows), vocab_size), np.float32)
         self._binding = session.io_binding()
-        named = {TOKENS: self._tokens, POSITIONS: self._positions, LOGIT_ROWS: np.arange(count)}
+        named = {TOKENS: self._tokens, POSITIONS: self._positions, LOGIT_ROWS: rows}
         named |= {f"{HELD}.{name}": held for name, held in caches.held.items()}
         named |= {f"{WRITE_SLOT}.{name}": slot for name, slot in caches.write_slot.items()}
         self._inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in named.items()}

@@ -76,6 +76,7 @@ class OnnxOps:
         self.token_ids = Tensor(self.graph.input(TOKENS, ir.DataType.INT64, (1, "S")))
         self._positions = self.graph.input(POSITIONS, ir.DataType.INT64, (1, "S"))
         self._logit_rows = self.graph.input(LOGIT_ROWS, ir.DataType.INT64, ("L",))
+        self._tiled: dict[tuple[RingKind, int], Value] = {}
         self._masks = {kind: self._mask(kind) for kind in dict.fromkeys(self.kinds)}
         self._write_slots = {
             kind: self.graph.input(f"{WRITE_SLOT}.{kind.name}", ir.DataType.INT64, (1,)) for kind in self._masks
@@ -135,7 +136,7 @@ class OnnxOps:
             encoded = writer.encode(self._value(rows), side)
             sides[side] = CachedSide(*(self._write(part, new, kind) for part, new in zip(stored, encoded, strict=True)))
         self.cache += parts
-        mixed = writer.attend(self._value(query), sides["key"], sides["value"], self._masks[kind])
+        mixed = writer.attend(self._value(query), sides["key"], sides["value"], self._tiled_mask(kind, attention.group))
         return Tensor(mixed)
 
     def activation(self, value: Tensor, kind: Activation) -> Tensor:
@@ -206,6 +207,13 @@ class OnnxOps:
         written = self.graph.node("TensorScatter", past, new, self._write_slots[kind], **settings)
         self.graph.output(written, f"{PRESENT}.{part.name}", part.data_type, part.shape)
         return written
+
+    def _tiled_mask(self, kind: RingKind, group: int) -> Value:
+        """The mask once for each of the query heads that share a key head: [G * S, C]."""
+        if (kind, group) not in self._tiled:
+            copies = [self._masks[kind]] * group
+            self._tiled[kind, group] = copies[0] if group == 1 else self.graph.node("Concat", *copies, axis=0)
+        return self._tiled[kind, group]
 
     def _mask(self, kind: RingKind) -> Value:
         """float [S, C]: 0 where a token may read a slot, else minus infinity. `held` says which position each slot holds; one that

@@ -52,6 +52,10 @@ class QnnDriver:
         ]
         return np.concatenate(logits)
 
+    def prompt(self, token_ids: list[int]) -> np.ndarray:
+        """float32 [V]: logits after the last token."""
+        return self.prefill(token_ids)[-1]
+
     def decode(self, token_id: int) -> np.ndarray:
         """float32 [V]."""
         return self._call(DECODE, [token_id], 1)[0]
