@@ -12,6 +12,7 @@ so a product with the bytes minus 16 times a product with the high nibbles is th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -130,9 +131,16 @@ class CachedAttention:
         if self.format.positive_scales:
             largest = graph.node("ReduceMax", graph.node("Abs", rows), graph.integers(channels), keepdims=1)
             scale = self._scale(graph.node("Div", largest, graph.scalar(half - 1)))
-        else:
-            scale = self._signed_scale(rows, channels)
+            return [self._int8_codes(rows, scale, channels), scale]
+        scale = self._signed_scale(rows, channels)
         return [self._stored(self._rounded(rows, scale, -half, half - 1), channels, 0), scale]
+
+    def _int8_codes(self, rows: Value, scale: Value, channels: int) -> Value:
+        """Divides, rounds to even and saturates in one operator: a block is a whole vector. Its scale must be float32: with fp16
+        scales ONNX Runtime 1.31 fails while it runs."""
+        real = self._float(scale)
+        settings: dict[str, Any] = {"axis": channels, "block_size": self.spec.head_dim, "output_dtype": ir.DataType.INT8}
+        return self.graph.node("QuantizeLinear", rows, real, **settings)
 
     def _scale(self, positive: Value) -> Value:
         """fp16, never zero."""
