@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,15 @@ def test_a_failing_second_target_leaves_nothing(slm_export: SlmExport, tmp_path:
     assert failed.returncode == 4
     assert "parity.mean_kl" in failed.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["other.yaml"]
+
+
+def test_the_example_host_writes_the_same_text(slm_export: SlmExport, exported: Path) -> None:
+    """With onnxruntime, numpy and tokenizers alone: `examples/onnx_generate.py` shares no code with the driver."""
+    prompt = "Once upon a time, there was a little"
+    example = slm_export.repository / "examples" / "onnx_generate.py"
+    command = [sys.executable, str(example), str(exported), prompt, "12"]
+    written = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout.strip()
+    generated = slm_export.succeed("generate", str(exported), "--prompt", prompt, "--max-tokens", "12").stdout.rstrip(
+        "\n"
+    )
+    assert written == prompt + generated

@@ -139,7 +139,11 @@ class CachedAttention:
         """Divides, rounds to even and saturates in one operator: a block is a whole vector. Its scale must be float32: with fp16
         scales ONNX Runtime 1.31 fails while it runs."""
         real = self._float(scale)
-        settings: dict[str, Any] = {"axis": channels, "block_size": self.spec.head_dim, "output_dtype": ir.DataType.INT8}
+        settings: dict[str, Any] = {
+            "axis": channels,
+            "block_size": self.spec.head_dim,
+            "output_dtype": ir.DataType.INT8,
+        }
         return self.graph.node("QuantizeLinear", rows, real, **settings)
 
     def _scale(self, positive: Value) -> Value:
