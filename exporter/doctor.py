@@ -32,10 +32,17 @@ def diagnose() -> list[Finding]:
     ]
     findings += [_package(name) for name in ("torch", "safetensors", "tokenizers")]
     targets = all_targets()
-    for name in targets:
-        problem = targets.get(name).toolchain_problem()
-        findings.append(Finding(f"target {name}", problem is None, problem or "ready"))
-    return findings
+    problems = {name: targets.get(name).toolchain_problem() for name in targets}
+    return findings + target_findings(problems)
+
+
+def target_findings(problems: dict[str, str | None]) -> list[Finding]:
+    """Each target is an extra of its own: what one lacks is required only where no other is ready."""
+    none_ready = all(problems.values())
+    return [
+        Finding(f"target {name}", problem is None, problem or "ready", required=none_ready)
+        for name, problem in problems.items()
+    ]
 
 
 def _package(name: str) -> Finding:

@@ -29,6 +29,8 @@ from exporter.verify.verification import EvaluationSet, VerificationResult, veri
 
 VERIFICATION_FOLDER = "verification"
 OUTCOME_FILE, STATISTICS_FILE, SUMS_FILE = "outcome.json", "kv_statistics.safetensors", "sums.json"
+NOT_LOWERED = {"name", "description", "verify", "gates", "gates_int4_kv", "device"}
+"""Sections that no target reads while it lowers."""
 RESUMED = "resumed from an earlier run"
 
 
@@ -100,17 +102,12 @@ def reference(run: Run) -> list[float]:
 def lower(run: Run, quantized: Path) -> tuple[Path, LowerOutcome]:
     """The target's artifact, and the quantized decoder with its cache as this target holds it."""
     recipe, target, spec = run.recipe, run.target, run.checkpoint.spec
-    windows, layout, kv_format = (
-        run.texts.activations(recipe),
-        recipe_layout(spec, recipe, target),
-        target.kv_format(recipe),
-    )
-    settings = cache_settings(spec, recipe)
+    windows, settings = run.texts.activations(recipe), cache_settings(spec, recipe)
+    layout, kv_format = recipe_layout(spec, recipe, target), target.kv_format(recipe)
     key = content_key(
         {
             "quantized": quantized.name,
-            "target": recipe.target.model_dump(mode="json"),
-            "onnx": recipe.onnx.model_dump(mode="json"),
+            "recipe": recipe.model_dump(mode="json", exclude=NOT_LOWERED),
             "cache": [kv_format, layout, settings],
             "windows": windows,
             "tools": tool_versions(),

@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime
 from timing import measure, memory, report
 
-from exporter.targets.onnx.driver import HostLayout, OnnxDriver
+from exporter.targets.onnx.driver import OnnxDriver
+from exporter.targets.onnx.host import HostLayout
 from exporter.targets.onnx.names import DATA_FILE, GRAPH_FILE, HOST_FILE
 
 

@@ -29,6 +29,11 @@ class LayerCache:
     sinks: int = 0
 
     @property
+    def name(self) -> str:
+        """Layers of equal slots, window and sinks are equal, share one mask, and have this name in files and graphs."""
+        return f"{'full' if self.window is None else f'window{self.window}'}_{self.slots}"
+
+    @property
     def ring(self) -> int:
         return self.slots - self.sinks
 

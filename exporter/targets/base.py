@@ -122,10 +122,15 @@ TARGETS: Registry[Target] = Registry("target")
 def all_targets() -> Registry[Target]:
     """Every target: each package below this one with a module `target` registers itself when that is imported."""
     package = sys.modules[__package__]
-    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=_raise_again):
         if found.name.endswith(".target"):
             importlib.import_module(found.name)
     return TARGETS
+
+
+def _raise_again(name: str) -> None:
+    """pkgutil would leave out a package that fails to import; called while that failure is handled."""
+    raise
 
 
 def find_target(kind: str) -> Target:

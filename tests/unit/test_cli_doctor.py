@@ -7,7 +7,7 @@ import json
 import pytest
 from command_line import Run
 
-from exporter.doctor import Finding
+from exporter.doctor import Finding, target_findings
 
 
 def findings(target_ready: bool) -> list[Finding]:
@@ -44,3 +44,12 @@ def test_doctor_as_json_is_a_list_of_findings(run: Run, monkeypatch: pytest.Monk
 def test_the_real_diagnosis_names_interpreter_packages_and_target(run: Run) -> None:
     names = {finding["name"] for finding in json.loads(run("doctor", "--json").out)}
     assert {"python", "memory", "disk", "torch", "safetensors", "tokenizers", "target executorch-qnn"} <= names
+
+
+def test_a_target_that_lacks_its_toolchain_is_required_only_where_no_other_is_ready() -> None:
+    some, none = (
+        target_findings({"a": None, "b": "pip install b"}),
+        target_findings({"a": "pip install a", "b": "pip install b"}),
+    )
+    assert [(finding.present, finding.required) for finding in some] == [(True, False), (False, False)]
+    assert [(finding.present, finding.required) for finding in none] == [(False, True), (False, True)]

@@ -43,7 +43,7 @@ def cache_parts(layer: int, attention: AttentionSpec, kv_format: KvFormat, slots
     """The tensors that hold a layer's cache. `slots` names the open axis."""
     heads, width = attention.kv_heads, attention.head_dim
     if kv_format.scaling is KvScaling.NONE:
-        codes = ir.DataType.FLOAT16 if kv_format.bits == 16 else ir.DataType.FLOAT
+        codes = ir.DataType.FLOAT16
     else:
         codes = ir.DataType.INT8 if kv_format.bits == 8 else ir.DataType.UINT8
         width = width * kv_format.bits // 8
@@ -83,7 +83,7 @@ class CachedAttention:
         constants: LayerKvConstants,
         terms: int,
     ) -> None:
-        self.graph, self.layer, self.spec = graph, layer, attention
+        self.graph, self.spec = graph, attention
         self.format, self.constants, self.terms = kv_format, constants, terms
         self.label = f"layers.{layer}"
 
@@ -100,8 +100,7 @@ class CachedAttention:
         else:
             moved, channels = graph.node("Transpose", split, perm=[0, 2, 1, 3]), 3
         if self.format.scaling is KvScaling.NONE:
-            half = self.format.bits == 16
-            return [graph.node("Cast", moved, to=ir.DataType.FLOAT16) if half else moved]
+            return [graph.node("Cast", moved, to=ir.DataType.FLOAT16)]
         return self._encoded(moved, channels)
 
     def attend(self, query: Value, keys: CachedSide, values: CachedSide, mask: Value) -> Value:
@@ -127,13 +126,14 @@ class CachedAttention:
             scale = self._scale(graph.node("Div", graph.node("Sub", highest, lowest), graph.scalar(levels - 1)))
             zero = graph.node("Cast", lowest, to=ir.DataType.FLOAT16)
             shifted = graph.node("Sub", rows, graph.node("Cast", zero, to=ir.DataType.FLOAT))
-            return [self._stored(self._rounded(shifted, scale, 0, levels - 1), channels, half), scale, zero]
+            return [self._stored(self._rounded(shifted, scale, 0, levels - 1), channels), scale, zero]
         if self.format.positive_scales:
             largest = graph.node("ReduceMax", graph.node("Abs", rows), graph.integers(channels), keepdims=1)
             scale = self._scale(graph.node("Div", largest, graph.scalar(half - 1)))
             return [self._int8_codes(rows, scale, channels), scale]
         scale = self._signed_scale(rows, channels)
-        return [self._stored(self._rounded(rows, scale, -half, half - 1), channels, 0), scale]
+        lifted = graph.node("Add", self._rounded(rows, scale, -half, half - 1), graph.scalar(half))
+        return [self._stored(lifted, channels), scale]
 
     def _int8_codes(self, rows: Value, scale: Value, channels: int) -> Value:
         """Divides, rounds to even and saturates in one operator: a block is a whole vector. Its scale must be float32: with fp16
@@ -168,15 +168,13 @@ class CachedAttention:
         divided = graph.node("Div", rows, graph.node("Cast", scale, to=ir.DataType.FLOAT))
         return graph.node("Clip", graph.node("Round", divided), graph.scalar(low), graph.scalar(high))
 
-    def _stored(self, codes: Value, channels: int, zero: int) -> Value:
-        """Signed INT8, or nibbles of code + 8 in pairs (i, i + Hd / 2). `zero` is what codes count from."""
+    def _stored(self, codes: Value, channels: int) -> Value:
+        """Codes from 0 as the cache holds them: INT8 from -128, or nibbles in pairs (i, i + Hd / 2)."""
         graph = self.graph
         if self.format.bits == 8:
-            centred = graph.node("Sub", codes, graph.scalar(zero)) if zero else codes
-            return graph.node("Cast", centred, to=ir.DataType.INT8)
-        lifted = codes if zero else graph.node("Add", codes, graph.scalar(8))
+            return graph.node("Cast", graph.node("Sub", codes, graph.scalar(128)), to=ir.DataType.INT8)
         width = self.spec.head_dim // 2
-        low, high = graph.nodes("Split", lifted, graph.integers(width, width), count=2, axis=channels)
+        low, high = graph.nodes("Split", codes, graph.integers(width, width), count=2, axis=channels)
         pair = graph.node("Add", low, graph.node("Mul", high, graph.scalar(16)))
         return graph.node("Cast", pair, to=ir.DataType.UINT8)
 

@@ -6,16 +6,14 @@ another language does the same with the names and shapes in `host.json`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 
-from exporter.decoder.cache import LayerCache
+from exporter.targets.onnx.host import HostLayout
 from exporter.targets.onnx.names import (
     GRAPH_FILE,
     HELD,
@@ -33,23 +31,6 @@ FIRST_SLOTS = 256
 
 EMPTY = np.iinfo(np.int64).max
 """What `held` says of a slot that holds nothing: a position that no token can see."""
-
-
-@dataclass(frozen=True)
-class HostLayout:
-    """Everything that a host must know beside the graph's own inputs and outputs."""
-
-    context: int
-    chunk: int
-    vocab_size: int
-    threads: int
-    rings: dict[str, LayerCache]
-
-    @staticmethod
-    def read(path: Path) -> HostLayout:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        rings = {name: LayerCache(**ring) for name, ring in values.pop("rings").items()}
-        return HostLayout(rings=rings, **values)
 
 
 class Caches:
@@ -197,7 +178,6 @@ NUMPY_TYPES = {
     "tensor(int8)": np.int8,
     "tensor(uint8)": np.uint8,
     "tensor(float16)": np.float16,
-    "tensor(float)": np.float32,
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quanti
 from exporter.recipe import OnnxSection
 from exporter.targets.base import LowerOutcome
 from exporter.targets.onnx.graph import SMALLEST_EXTERNAL_BYTES
+from exporter.targets.onnx.host import HostLayout
 from exporter.targets.onnx.names import DATA_FILE, GRAPH_FILE, HOST_FILE, PAST
-from exporter.targets.onnx.ops import OnnxOps, RingKind
+from exporter.targets.onnx.ops import OnnxOps
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,17 @@ def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     )
     ops.finish(decode_chunk(ops, decoder.spec, ops.token_ids))
     ops.graph.save(folder / GRAPH_FILE)
-    _write_host(decoder, ops, settings, folder / HOST_FILE)
+    rings = {layer.name: layer for layer in decoder.layout}
+    host = HostLayout(decoder.context, decoder.chunk, decoder.spec.vocab_size, settings.threads, rings)
+    host.write(folder / HOST_FILE)
     return asdict(_outcome(decoder, folder))
-
-
-def _write_host(decoder: QuantizedDecoder, ops: OnnxOps, settings: OnnxSection, path: Path) -> None:
-    rings = {kind.name: asdict(layer) for kind, layer in zip(ops.kinds, decoder.layout, strict=True)}
-    values = {
-        "context": decoder.context,
-        "chunk": decoder.chunk,
-        "vocab_size": decoder.spec.vocab_size,
-        "threads": settings.threads,
-        "rings": rings,
-    }
-    path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _outcome(decoder: QuantizedDecoder, folder: Path) -> LowerOutcome:
     """Read back from the written files."""
     model = ir.load(folder / GRAPH_FILE)
     operators = Counter(f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in model.graph)
-    slots = {f"slots.{RingKind.of(layer).name}": layer.slots for layer in decoder.layout}
+    slots = {f"slots.{layer.name}": layer.slots for layer in decoder.layout}
     caches = [value for value in model.graph.inputs if value.name and value.name.startswith(f"{PAST}.")]
     duplicates = _duplicate_bytes(model)
     if duplicates:

@@ -26,23 +26,6 @@ from exporter.targets.onnx.names import HELD, LOGIT_ROWS, PAST, POSITIONS, PRESE
 from exporter.targets.onnx.weights import StoredMatrix
 
 
-@dataclass(frozen=True)
-class RingKind:
-    """Layers with equal slots, window and sinks share one rule of slots, and so one mask."""
-
-    slots: int
-    window: int | None
-    sinks: int
-
-    @staticmethod
-    def of(layer: LayerCache) -> RingKind:
-        return RingKind(layer.slots, layer.window, layer.sinks)
-
-    @property
-    def name(self) -> str:
-        return f"{'full' if self.window is None else f'window{self.window}'}_{self.slots}"
-
-
 @dataclass
 class Tensor:
     """A value [1, S, n] of the graph, or a sum that waits for the norm that may absorb it. Heads stay side by side in the last
@@ -69,17 +52,17 @@ class OnnxOps:
         self.spec, self.weights, self.kv_format, self.kv_constants = spec, weights, kv_format, kv_constants
         self.context, self.settings = context, settings
         self.graph = GraphBuilder("decoder")
-        self.kinds = [RingKind.of(layer) for layer in layout]
-        self.cache: list[CachePart] = []
+        self.layout = layout
+        self._rotary: dict[RotarySpec, tuple[Value, Value]] = {}
         self._products: dict[str, Value] = {}
         self._stored: dict[str, StoredMatrix] = {}
         self.token_ids = Tensor(self.graph.input(TOKENS, ir.DataType.INT64, (1, "S")))
         self._positions = self.graph.input(POSITIONS, ir.DataType.INT64, (1, "S"))
         self._logit_rows = self.graph.input(LOGIT_ROWS, ir.DataType.INT64, ("L",))
-        self._tiled: dict[tuple[RingKind, int], Value] = {}
-        self._masks = {kind: self._mask(kind) for kind in dict.fromkeys(self.kinds)}
+        self._tiled: dict[tuple[LayerCache, int], Value] = {}
+        self._masks = {ring: self._mask(ring) for ring in dict.fromkeys(layout)}
         self._write_slots = {
-            kind: self.graph.input(f"{WRITE_SLOT}.{kind.name}", ir.DataType.INT64, (1,)) for kind in self._masks
+            ring: self.graph.input(f"{WRITE_SLOT}.{ring.name}", ir.DataType.INT64, (1,)) for ring in self._masks
         }
 
     def embedding(self, token_ids: Tensor, table: str) -> Tensor:
@@ -125,18 +108,17 @@ class OnnxOps:
         return Tensor(rotated, heads=value.heads)
 
     def attention(self, layer: int, attention: AttentionSpec, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        kind = self.kinds[layer]
+        ring = self.layout[layer]
         writer = CachedAttention(
             self.graph, layer, attention, self.kv_format, self.kv_constants[layer], self.settings.attention_terms
         )
         sides = {}
-        parts = cache_parts(layer, attention, self.kv_format, f"slots.{kind.name}")
+        parts = cache_parts(layer, attention, self.kv_format, f"slots.{ring.name}")
         for side, rows in (("key", key), ("value", value)):
             stored = [part for part in parts if part.name.startswith(f"layers.{layer}.{side}")]
             encoded = writer.encode(self._value(rows), side)
-            sides[side] = CachedSide(*(self._write(part, new, kind) for part, new in zip(stored, encoded, strict=True)))
-        self.cache += parts
-        mixed = writer.attend(self._value(query), sides["key"], sides["value"], self._tiled_mask(kind, attention.group))
+            sides[side] = CachedSide(*(self._write(part, new, ring) for part, new in zip(stored, encoded, strict=True)))
+        mixed = writer.attend(self._value(query), sides["key"], sides["value"], self._tiled_mask(ring, attention.group))
         return Tensor(mixed)
 
     def activation(self, value: Tensor, kind: Activation) -> Tensor:
@@ -191,40 +173,39 @@ class OnnxOps:
         self._products.update(zip(names, pieces, strict=True))
 
     def _rotary_tables(self, rotary: RotarySpec) -> tuple[Value, Value]:
-        """float [context, dimensions / 2] each."""
-        label = f"rotary_{rotary.dimensions}_{rotary.theta:g}"
-        if rotary.scaling is not None:
-            label += f"_{rotary.scaling.kind.value}_{rotary.scaling.factor:g}"
-        cosine, sine = cosine_sine(rotary, torch.arange(self.context))
-        return self.graph.constant(f"{label}.cosine", cosine.numpy()), self.graph.constant(
-            f"{label}.sine", sine.numpy()
-        )
+        """float [context, dimensions / 2] each, stored once for every layer that rotates alike."""
+        if rotary not in self._rotary:
+            cosine, sine = cosine_sine(rotary, torch.arange(self.context))
+            label = f"rotary.{len(self._rotary)}"
+            constant = self.graph.constant
+            self._rotary[rotary] = constant(f"{label}.cosine", cosine.numpy()), constant(f"{label}.sine", sine.numpy())
+        return self._rotary[rotary]
 
-    def _write(self, part: CachePart, new: Value, kind: RingKind) -> Value:
+    def _write(self, part: CachePart, new: Value, ring: LayerCache) -> Value:
         """Puts new rows into the cache, wrapping at its end, and declares both ends."""
         past = self.graph.input(f"{PAST}.{part.name}", part.data_type, part.shape)
         settings: dict[str, Any] = {"axis": part.slot_axis, "mode": "circular"}
-        written = self.graph.node("TensorScatter", past, new, self._write_slots[kind], **settings)
+        written = self.graph.node("TensorScatter", past, new, self._write_slots[ring], **settings)
         self.graph.output(written, f"{PRESENT}.{part.name}", part.data_type, part.shape)
         return written
 
-    def _tiled_mask(self, kind: RingKind, group: int) -> Value:
+    def _tiled_mask(self, ring: LayerCache, group: int) -> Value:
         """The mask once for each of the query heads that share a key head: [G * S, C]."""
-        if (kind, group) not in self._tiled:
-            copies = [self._masks[kind]] * group
-            self._tiled[kind, group] = copies[0] if group == 1 else self.graph.node("Concat", *copies, axis=0)
-        return self._tiled[kind, group]
+        if (ring, group) not in self._tiled:
+            copies = [self._masks[ring]] * group
+            self._tiled[ring, group] = copies[0] if group == 1 else self.graph.node("Concat", *copies, axis=0)
+        return self._tiled[ring, group]
 
-    def _mask(self, kind: RingKind) -> Value:
+    def _mask(self, ring: LayerCache) -> Value:
         """float [S, C]: 0 where a token may read a slot, else minus infinity. `held` says which position each slot holds; one that
         holds nothing yet holds a position after every token."""
         graph = self.graph
-        held = graph.input(f"{HELD}.{kind.name}", ir.DataType.INT64, (f"slots.{kind.name}",))
+        held = graph.input(f"{HELD}.{ring.name}", ir.DataType.INT64, (f"slots.{ring.name}",))
         token = graph.node("Reshape", self._positions, graph.integers(-1, 1))
         seen = graph.node("LessOrEqual", held, token)
-        if kind.window is not None:
-            near = graph.node("Greater", held, graph.node("Sub", token, graph.scalar(kind.window, np.int64)))
-            if kind.sinks:
-                near = graph.node("Or", near, graph.node("Less", held, graph.scalar(kind.sinks, np.int64)))
+        if ring.window is not None:
+            near = graph.node("Greater", held, graph.node("Sub", token, graph.scalar(ring.window, np.int64)))
+            if ring.sinks:
+                near = graph.node("Or", near, graph.node("Less", held, graph.scalar(ring.sinks, np.int64)))
             seen = graph.node("And", seen, near)
-        return graph.node("Where", seen, graph.scalar(0), graph.scalar(-np.inf), name=f"mask.{kind.name}")
+        return graph.node("Where", seen, graph.scalar(0), graph.scalar(-np.inf), name=f"mask.{ring.name}")

@@ -41,6 +41,9 @@ class OnnxTarget:
                     "weights.scale_format bf16 does not fit the fp16 scales of MatMulNBits", "weights.scale_format=fp16"
                 )
             )
+        if recipe.kv_cache.bits == 16 and (recipe.kv_cache.zero_point or recipe.kv_cache.rotation):
+            settings = "kv_cache.zero_point=false, kv_cache.rotation=false"
+            found.append(Refusal("an fp16 cache has no codes that a zero point or a rotation could help", settings))
         widths = {layer.attention.head_dim for layer in spec.layers}
         if recipe.kv_cache.bits == 4 and any(width % 2 for width in widths):
             found.append(

@@ -30,7 +30,7 @@ from exporter.targets.executorch.qnn.encodings import RangeRecorder, choose_enco
 from exporter.targets.executorch.qnn.evaluate import GraphEvaluator
 from exporter.targets.executorch.qnn.graph import Encoding, HtpGraph, Kernel, Storage
 from exporter.targets.executorch.qnn.host import HIDDEN, Host, HostLayer, HostLayout
-from exporter.targets.executorch.qnn.ops import MaskKind, QnnOps
+from exporter.targets.executorch.qnn.ops import QnnOps, mask_name
 
 if TYPE_CHECKING:
     from exporter.targets.executorch.qnn.program import CompiledContext, MethodCalls
@@ -103,7 +103,7 @@ def host_layout(decoder: QuantizedDecoder, logits: Encoding) -> HostLayout:
                 cache.slots,
                 cache.window,
                 cache.sinks,
-                MaskKind.of(cache).name,
+                mask_name(cache),
                 layer.attention.kv_heads,
                 layer.attention.head_dim,
                 constants.key.zero,

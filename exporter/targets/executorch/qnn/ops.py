@@ -10,8 +10,6 @@ The caches, masks and rotary angles are inputs that `host.py` prepares; the chun
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from exporter.decoder.cache import LayerCache
@@ -22,23 +20,6 @@ from exporter.quantize.formats import KvFormat
 from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 from exporter.targets.executorch.qnn.blocks import kernel_columns
 from exporter.targets.executorch.qnn.graph import Constant, Encoding, HtpGraph, Kernel, Role, Storage, Value
-
-
-@dataclass(frozen=True)
-class MaskKind:
-    """Layers with the same slots and window share one mask input."""
-
-    slots: int
-    window: int | None
-    sinks: int
-
-    @property
-    def name(self) -> str:
-        return f"mask_{'full' if self.window is None else f'window{self.window}'}_{self.slots}"
-
-    @staticmethod
-    def of(layer: LayerCache) -> MaskKind:
-        return MaskKind(layer.slots, layer.window, layer.sinks)
 
 
 class QnnOps:
@@ -135,7 +116,7 @@ class QnnOps:
             ],
             3,
         )
-        probabilities = self._masked_softmax(prefix, attention, scores, MaskKind.of(self.layout[layer]))
+        probabilities = self._masked_softmax(prefix, attention, scores, self.layout[layer])
         mixed = self._mixed_values(prefix, probabilities, cached_values, new_values, cache_encoding(constants.value))
         by_head = self._reshape(mixed, (1, attention.query_heads, self.chunk, head_dim))
         restored = self._restored(self._transpose(by_head, (0, 2, 1, 3)), constants.value, attention)
@@ -187,9 +168,9 @@ class QnnOps:
             self._cosine = self.graph.add_input(Value("cosine", shape, Role.INPUT, Storage.UINT16, encoding))
             self._sine = self.graph.add_input(Value("sine", shape, Role.INPUT, Storage.UINT16, encoding))
         self._masks = {}
-        for kind in dict.fromkeys(MaskKind.of(layer) for layer in self.layout):
+        for kind in dict.fromkeys(self.layout):
             shape = (1, 1, self.chunk, kind.slots + self.chunk)
-            self._masks[kind] = self.graph.add_input(Value(kind.name, shape, Role.INPUT))
+            self._masks[kind] = self.graph.add_input(Value(mask_name(kind), shape, Role.INPUT))
 
     def _cache_input(self, name: str, constants: ChannelConstants, heads: int, shape: tuple[int, int]) -> Value:
         encoding = cache_encoding(constants)
@@ -248,7 +229,7 @@ class QnnOps:
             mixed = self._binary("ElementWiseAdd", f"{mixed.name}_uncentered", mixed.shape, mixed, center)
         return mixed
 
-    def _masked_softmax(self, prefix: str, attention: AttentionSpec, scores: Value, kind: MaskKind) -> Value:
+    def _masked_softmax(self, prefix: str, attention: AttentionSpec, scores: Value, kind: LayerCache) -> Value:
         """The mask drives hidden scores to the floor of the encoding; `beta` applies the score scale for free."""
         rows = (1, attention.query_heads, self.chunk, scores.shape[-1])
         masked = self._binary(
@@ -299,6 +280,11 @@ class QnnOps:
         count = self._names.get(name, 0)
         self._names[name] = count + 1
         return Value(name if count == 0 else f"{name}_{count}", shape, fixed=fixed)
+
+
+def mask_name(layer: LayerCache) -> str:
+    """Input that holds the mask of every layer with such a cache."""
+    return f"mask_{layer.name}"
 
 
 def cache_encoding(constants: ChannelConstants) -> Encoding:
