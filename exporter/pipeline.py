@@ -28,7 +28,10 @@ from exporter.verify.audit import audit_lowering, audit_run
 from exporter.verify.gates import require
 from exporter.verify.verification import EvaluationSet, verify_artifact
 
-GATE_STEP = "nothing was written; try finer weights or more calibration text, or accept it with --set gates.FIELD=LIMIT"
+GATE_STEP = (
+    "nothing was written; try finer weights or more calibration text, or accept it with --set gates.FIELD=LIMIT "
+    "(gates_int4_kv.FIELD for an INT4 cache)"
+)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FAST = tuple(part for setting in ("verify.windows=1", "verify.decode_tokens=4") for part in ("--set", setting))
 """Enough text to wrap every ring of the bundled model more than twice."""
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """`report` or `manifest` of an export."""
+    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import FAST, SlmExport
+from tests.end_to_end.command import FAST, SlmExport, read_json
 
 pytest.importorskip("executorch", reason="the qnn extra is not installed")
 pytest.importorskip("onnxruntime_qnn", reason="the qnn extra is not installed")
@@ -26,7 +26,7 @@ def exported(slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def report(exported: Path) -> dict:
-    return json.loads((exported / "report.json").read_text(encoding="utf-8"))
+    return read_json(exported, "report")
 
 
 def test_every_gate_passes_with_all_rings_wrapped(report: dict) -> None:
@@ -121,7 +121,7 @@ def test_a_failing_gate_exits_4_and_leaves_nothing(slm_export: SlmExport, tmp_pa
 def test_the_recipe_for_small_models_exports_too(slm_export: SlmExport, tmp_path: Path) -> None:
     output = tmp_path / "out"
     slm_export.succeed("--recipe", "android-npu-small", *FAST, "--output", str(output))
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    report = read_json(output, "report")
     assert report["parity"]["passed"]
     assert report["plan"]["embedding_bytes"] == 2048 * (256 + 2)
 
@@ -130,7 +130,7 @@ def test_the_recipe_for_small_models_exports_too(slm_export: SlmExport, tmp_path
 def test_int4_kv_runs_the_whole_model(slm_export: SlmExport, tmp_path: Path) -> None:
     output = tmp_path / "out"
     slm_export.succeed("--recipe", "android-npu", *FAST, "--set", "kv_cache.bits=4", "--output", str(output))
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    report = read_json(output, "report")
     assert report["parity"]["passed"]
     assert report["kv_cache"]["slots_per_layer"] == [96, 96, 512, 96, 96, 512]
     assert report["kv_cache"]["bytes_total"] == 2 * 2 * 16 * sum(report["kv_cache"]["slots_per_layer"])
@@ -140,7 +140,7 @@ def test_int4_kv_runs_the_whole_model(slm_export: SlmExport, tmp_path: Path) -> 
 def test_stories260k_with_remainder_groups(slm_export: SlmExport, shared_models: Path, tmp_path: Path) -> None:
     output, model = tmp_path / "out", shared_models / "stories260K"
     slm_export.succeed("--recipe", "android-npu-small", "--model", str(model), "--output", str(output))
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    report = read_json(output, "report")
     assert report["parity"]["top1_agreement"] >= 0.98
 
 
@@ -152,7 +152,7 @@ def test_window_and_sinks_imposed_on_a_full_attention_model(
     settings = ("cache.window=48", "cache.sinks=4", "gates.perplexity_quantized_percent_max=null")
     overrides = [part for setting in settings for part in ("--set", setting)]
     slm_export.succeed("--recipe", "android-npu-small", "--model", str(model), *overrides, "--output", str(output))
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    report = read_json(output, "report")
     assert report["parity"]["passed"]
     assert report["kv_cache"]["slots_per_layer"] == [48 + 32 - 1 + 4] * 5
 
@@ -166,7 +166,7 @@ def test_other_chipsets(slm_export: SlmExport, tmp_path: Path, soc: str) -> None
 
 
 def _manifest(folder: Path) -> dict:
-    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return read_json(folder, "manifest")
 
 
 def test_module_runs_as_a_script() -> None:

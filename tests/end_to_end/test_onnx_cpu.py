@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import FAST, SlmExport
+from tests.end_to_end.command import FAST, SlmExport, read_json
 
 pytest.importorskip("onnx_ir", reason="the onnx extra is not installed")
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
@@ -29,7 +29,7 @@ def exported(slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def report(exported: Path) -> dict:
-    return json.loads((exported / "report.json").read_text(encoding="utf-8"))
+    return read_json(exported, "report")
 
 
 def test_every_gate_passes_with_all_rings_wrapped(report: dict) -> None:
@@ -48,7 +48,7 @@ def test_the_model_passes_the_checker_and_its_tied_table_is_stored_once(exported
 
 
 def test_the_manifest_says_what_a_runtime_must_offer(exported: Path) -> None:
-    requirements = json.loads((exported / "manifest.json").read_text(encoding="utf-8"))["target"]["requirements"]
+    requirements = read_json(exported, "manifest")["target"]["requirements"]
     assert requirements["opsets"] == {"": 24, "com.microsoft": 1}
     assert "com.microsoft::MatMulNBits" in requirements["contrib_operators"]
 
@@ -80,7 +80,7 @@ def test_generate_continues_a_text(slm_export: SlmExport, exported: Path) -> Non
 def test_two_exports_are_byte_identical_but_for_times(slm_export: SlmExport, exported: Path, tmp_path: Path) -> None:
     other = tmp_path / "again"
     SlmExport(slm_export.repository, tmp_path / "cache").succeed(*SMALL, "--output", str(other))
-    first, second = (json.loads((folder / "manifest.json").read_text(encoding="utf-8")) for folder in (exported, other))
+    first, second = (read_json(folder, "manifest") for folder in (exported, other))
     assert first["outputs"] == second["outputs"]
     assert {**first, "created": ""} == {**second, "created": ""}
 
@@ -91,7 +91,7 @@ def test_an_int4_cache_with_a_window_and_sinks_exports_too(slm_export: SlmExport
     settings += ("gates_int4_kv.perplexity_quantized_percent_max=null",)
     overrides = [part for setting in settings for part in ("--set", setting)]
     slm_export.succeed(*SMALL, *overrides, "--output", str(tmp_path / "out"))
-    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    report = read_json(tmp_path / "out", "report")
     assert report["parity"]["passed"]
     assert max(report["kv_cache"]["slots_per_layer"]) == 48 + 16 - 1 + 4
 
@@ -100,7 +100,7 @@ def test_the_recipe_for_large_models_exports_too(slm_export: SlmExport, tmp_path
     """INT8 activations disagree at near-ties of a 5 M model more often than the gate for large ones allows."""
     recipe = ("--recipe", "onnx-cpu", *FAST, "--set", "gates.top1_agreement_min=0.97")
     slm_export.succeed(*recipe, "--output", str(tmp_path / "out"))
-    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    report = read_json(tmp_path / "out", "report")
     assert report["parity"]["disagreements"] == report["parity"]["near_ties"]
 
 
@@ -110,7 +110,7 @@ def test_two_recipes_share_one_quantization_and_are_compared(slm_export: SlmExpo
     output = tmp_path / "out"
     done = slm_export.succeed(*SMALL, "--recipe", str(other), "--output", str(output))
     assert done.stdout.count("resumed from an earlier run") >= 2
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    report = read_json(output, "report")
     (pair,) = report["cross_target"]["pairs"]
     assert (pair["first"], pair["second"]) == ("onnx-cpu-small", "other")
     assert pair["top1_agreement"] > 0.98
