@@ -68,16 +68,12 @@ def main_command(
             highlight=False,
         )
     display = StageDisplay(console, quiet=as_json)
-    if len(recipes) == 1:
-        report = export(request, display)
-        lines = summary_lines(report, request.output)
-    else:
-        report = export_several(request, recipes, display)
-        lines = several_lines(report, request.output)
+    several = len(recipes) > 1
+    report = export_several(request, recipes, display) if several else export(request, display)
     if as_json:
         typer.echo(json.dumps(report))
         return
-    for line in lines:
+    for line in (several_lines if several else summary_lines)(report, request.output):
         console.print(line, highlight=False, soft_wrap=True)
 
 

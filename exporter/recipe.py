@@ -159,8 +159,8 @@ class Recipe(Section):
 
     schema_version: Literal[1] = 1
     """Version of this schema."""
-    name: str
-    """Name, as in `--recipe NAME`."""
+    name: Annotated[str, Field(pattern=r"^[\w.+-]*\w[\w.+-]*$")]
+    """Name, as in `--recipe NAME`; also the folder of its export, so letters, digits and `._+-` only."""
     description: str = ""
     """One line for `slm-export recipes`."""
     target: TargetSection = TargetSection()

@@ -1,7 +1,8 @@
-"""What both peers' timing loops share, so that their numbers mean the same thing."""
+"""What all contenders share, so that their numbers mean the same thing: options, and the loop that times them."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -11,6 +12,24 @@ from pathlib import Path
 import numpy as np
 
 CHUNK = 512
+WARM_TOKENS = 2
+
+Feed = Callable[[np.ndarray], None]
+"""One forward pass over token ids behind what the cache holds, to the logits of the last."""
+
+
+def peer_arguments(description: str) -> argparse.ArgumentParser:
+    """`build CHECKPOINT FOLDER` or `time FOLDER`, and how to time."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("build", "time"))
+    parser.add_argument("source", type=Path, nargs="?", help="checkpoint to build from")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 1024, 2048])
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prefill", type=int, default=512)
+    parser.add_argument("--prefill-repeats", type=int, default=2)
+    return parser
 
 
 def memory(field: str) -> int:
@@ -21,77 +40,58 @@ def memory(field: str) -> int:
     raise KeyError(field)
 
 
-def measure(
-    restart: Callable[[], None],
-    feed: Callable[[np.ndarray], None],
-    vocab: int,
-    contexts: list[int],
-    tokens: int,
-    prefill: int,
-    prefill_repeats: int,
-    seed: int = 0,
-) -> dict:
-    """restart() empties the cache; feed(ids) runs one forward pass over ids behind what the cache holds, to the last position's logits.
+def measure(restart: Callable[[], None], feed: Feed, vocab: int, given: argparse.Namespace) -> dict:
+    """`restart` empties the cache. All ids are random and fixed, so no sampling and no end-of-text is in any number.
 
-    A decode step is feed(one id); all ids are random and fixed by the seed, so no sampling and no end-of-text is in any number.
     CPU time is that of the whole process (time.process_time): a helper thread that computes or spins is counted too.
     """
-    rng = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
 
     def ids(count: int) -> np.ndarray:
-        return rng.integers(1, vocab, count).astype(np.int32)
+        return random.integers(1, vocab, count).astype(np.int32)
 
     restart()
     feed(ids(32))  # first-run costs: weight packing, page faults, buffers
-    for _ in range(2):
+    for _ in range(WARM_TOKENS):
         feed(ids(1))
-
-    prefill_cpu, prefill_wall = [], []
-    for _ in range(prefill_repeats if prefill else 0):
+    prefill = []
+    for _ in range(given.prefill_repeats):
         restart()
-        prompt = ids(prefill)
-        wall, cpu = time.perf_counter(), time.process_time()
-        feed(prompt)
-        prefill_cpu.append(time.process_time() - cpu)
-        prefill_wall.append(time.perf_counter() - wall)
-
+        prefill.append(cpu_seconds(feed, ids(given.prefill)))
     restart()
-    position = 0
-    decode = {}
-    for context in sorted(contexts):
-        warm = 2
-        if context - warm < position:
-            raise SystemExit(
-                f"context {context} is closer than {warm} tokens to the previous one's last decode step ({position})"
-            )
-        while position < context - warm:
-            count = min(CHUNK, context - warm - position)
-            feed(ids(count))
-            position += count
-        cpu_ms, wall_ms = [], []
-        for step in range(warm + tokens):
-            one = ids(1)
-            wall, cpu = time.perf_counter(), time.process_time()
-            feed(one)
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            position += 1
-            if step >= warm:
-                cpu_ms.append(cpu * 1e3)
-                wall_ms.append(wall * 1e3)
-        decode[str(context)] = {
-            "cpu_ms_median": round(statistics.median(cpu_ms), 4),
-            "cpu_ms_min": round(min(cpu_ms), 4),
-            "wall_ms_median": round(statistics.median(wall_ms), 4),
-        }
+    decode = decode_times(feed, ids, sorted(given.contexts), given.tokens)
     return {
         "decode": decode,
-        "decode_tokens": tokens,
-        "prefill_tokens": prefill,
-        "prefill_cpu_s": round(statistics.median(prefill_cpu), 4) if prefill_cpu else None,
-        "prefill_cpu_s_all": [round(value, 4) for value in prefill_cpu],
-        "prefill_wall_s": round(statistics.median(prefill_wall), 4) if prefill_wall else None,
+        "decode_tokens": given.tokens,
+        "prefill_tokens": given.prefill,
+        "prefill_cpu_s": round(statistics.median(prefill), 4),
         "peak_rss_bytes": memory("VmHWM"),
     }
+
+
+def decode_times(feed: Feed, ids: Callable[[int], np.ndarray], contexts: list[int], tokens: int) -> dict:
+    """CPU milliseconds per token; the first timed one sits at position `context`."""
+    position, times = 0, {}
+    for context in contexts:
+        if context - WARM_TOKENS < position:
+            raise SystemExit(
+                f"context {context} is closer than {WARM_TOKENS} tokens to the previous one's last token ({position})"
+            )
+        while position < context - WARM_TOKENS:
+            count = min(CHUNK, context - WARM_TOKENS - position)
+            feed(ids(count))
+            position += count
+        steps = [1e3 * cpu_seconds(feed, ids(1)) for _ in range(WARM_TOKENS + tokens)]
+        position += len(steps)
+        timed = steps[WARM_TOKENS:]
+        times[str(context)] = {"cpu_ms_median": round(statistics.median(timed), 4), "cpu_ms_min": round(min(timed), 4)}
+    return times
+
+
+def cpu_seconds(feed: Feed, token_ids: np.ndarray) -> float:
+    start = time.process_time()
+    feed(token_ids)
+    return time.process_time() - start
 
 
 def report(line: dict) -> None:

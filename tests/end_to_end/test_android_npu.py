@@ -103,7 +103,7 @@ def test_two_exports_are_byte_identical_but_for_times(slm_export: SlmExport, exp
     other = tmp_path / "again"
     fresh = SlmExport(slm_export.repository, tmp_path / "cache")
     fresh.succeed("--recipe", "android-npu", *FAST, "--output", str(other))
-    first, second = _manifest(exported), _manifest(other)
+    first, second = read_json(exported, "manifest"), read_json(other, "manifest")
     assert first["outputs"] == second["outputs"]
     assert {**first, "created": ""} == {**second, "created": ""}
 
@@ -163,10 +163,6 @@ def test_other_chipsets(slm_export: SlmExport, tmp_path: Path, soc: str) -> None
     slm_export.succeed(
         "--recipe", "android-npu", *FAST, "--set", f"target.soc={soc}", "--output", str(tmp_path / "out")
     )
-
-
-def _manifest(folder: Path) -> dict:
-    return read_json(folder, "manifest")
 
 
 def test_module_runs_as_a_script() -> None:
