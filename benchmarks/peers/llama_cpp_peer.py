@@ -18,8 +18,6 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
-import torch
-from safetensors import safe_open
 from timing import measure, memory, peer_arguments, report
 
 MODEL_FILE = "model-q4_0.gguf"
@@ -55,6 +53,9 @@ def gguf_name(name: str) -> str:
 
 
 def write_f16(source: Path, target: Path) -> None:
+    import torch  # here, because a process that times must not hold it: peak memory is one of the figures
+    from safetensors import safe_open
+
     config = json.loads((source / "config.json").read_text())
     if config.get("model_type") != "llama" or config.get("attention_bias") or config.get("rope_scaling"):
         raise SystemExit(f"{source / 'config.json'}: only Llama without biases or rotary scaling can be written")
