@@ -96,3 +96,11 @@ def _is_running(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """A second name for the same bytes; a copy where the file system has none to give (another volume, no hard links)."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -8,9 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from exporter.errors import PlanRefused
 from exporter.folder import OutputFolder
 from exporter.manifest import REPORT_FILE
@@ -19,6 +16,7 @@ from exporter.plan import plan_export
 from exporter.progress import StageDisplay
 from exporter.recipe import Recipe
 from exporter.report.build import SCHEMA_VERSION
+from exporter.runtime.rows import map_rows
 from exporter.targets.base import Obtained, find_target
 from exporter.verify.parity import compare_logits
 
@@ -80,7 +78,7 @@ def _differing(section: str, first: Any, second: Any) -> str:
 
 def _compare(logits: dict[str, Path]) -> list[dict[str, Any]]:
     """Each pair of artifacts on the same tokens; the first of a pair is the reference."""
-    loaded = {name: torch.from_numpy(np.load(path, mmap_mode="c")) for name, path in logits.items()}
+    loaded = {name: map_rows(path) for name, path in logits.items()}
     return [
         {"first": first, "second": second, **asdict(compare_logits(loaded[first], loaded[second]))}
         for first, second in itertools.combinations(loaded, 2)

@@ -7,18 +7,27 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 
 from exporter.checkpoint.checkpoint import COMPANION_FILES, Checkpoint
+from exporter.decoder.weights import DecoderWeights
+from exporter.folder import link_or_copy
 from exporter.manifest import tool_versions
 from exporter.plan import cache_settings, recipe_layout, weight_settings
 from exporter.progress import StageDisplay
 from exporter.quantize.calibration import KvCalibrator
-from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized, save_quantized
+from exporter.quantize.quantized_checkpoint import (
+    WEIGHTS_DESCRIPTION,
+    WEIGHTS_FILE,
+    QuantizedDecoder,
+    load_quantized,
+    save_cache,
+    save_weights,
+)
 from exporter.quantize.quantizer import quantize_decoder
 from exporter.recipe import Recipe
 from exporter.stage_cache import StageCache, content_key
@@ -78,7 +87,7 @@ def quantize(run: Run) -> Path:
                 listener.observe,
                 lambda done, total: stage.advance(done / total),
             )
-            save_quantized(QuantizedDecoder.without_cache(spec, weights), folder)
+            save_weights(spec, weights, folder)
             listener.save(folder / STATISTICS_FILE)
             stage.note = f"{settings.method.value}, groups of {settings.group_size}"
 
@@ -119,8 +128,11 @@ def lower(run: Run, quantized: Path) -> tuple[Path, LowerOutcome]:
             verification = folder / VERIFICATION_FOLDER
             verification.mkdir()
             constants = KvCalibrator.load(spec, quantized / STATISTICS_FILE).constants(kv_format)
-            decoder = replace(load_quantized(quantized), layout=layout, kv_format=kv_format, kv_constants=constants)
-            save_quantized(replace(decoder, chunk=settings.chunk, context=settings.context), verification)
+            for name in (WEIGHTS_FILE, WEIGHTS_DESCRIPTION):
+                link_or_copy(quantized / name, verification / name)
+            weights = DecoderWeights({}, {})  # theirs is the half that is linked
+            settled = (layout, kv_format, constants, settings.chunk, settings.context)
+            save_cache(QuantizedDecoder(spec, weights, *settled), verification)
             outcome = target.lower(LowerRequest(recipe, verification, windows, folder, verification, run.logs))
             stage.note = f"{target.runtime}, {target.backend}"
             (folder / OUTCOME_FILE).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
@@ -130,8 +142,11 @@ def lower(run: Run, quantized: Path) -> tuple[Path, LowerOutcome]:
 
 
 def assemble(run: Run, lowered: Path, folder: Path) -> None:
-    """Copies the lowered files and the checkpoint's companions into the output."""
-    shutil.copytree(lowered, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(OUTCOME_FILE))
+    """Copies the lowered files and the checkpoint's companions into the output. What only `verify` reads is linked: nobody edits it."""
+    shutil.copytree(
+        lowered, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(OUTCOME_FILE, VERIFICATION_FOLDER)
+    )
+    shutil.copytree(lowered / VERIFICATION_FOLDER, folder / VERIFICATION_FOLDER, copy_function=link_or_copy)
     for name in (*COMPANION_FILES, "config.json"):
         if (run.checkpoint.folder / name).is_file():
             shutil.copyfile(run.checkpoint.folder / name, folder / name)

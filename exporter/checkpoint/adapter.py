@@ -27,17 +27,14 @@ class LoraAdapter:
         self._sides: dict[str, dict[str, torch.Tensor]] = {}
         self._replacements: dict[str, torch.Tensor] = {}
         self._read_tensors()
-        self._used: set[str] = set()
 
-    def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """The merged weight: `weight` itself when the adapter does not touch tensor `name`."""
+    def apply(self, name: str, weight: torch.Tensor, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """These rows of a weight, merged: `weight` itself when the adapter does not touch tensor `name`."""
         if name in self._replacements:
-            self._used.add(name)
-            return self._replacements[name].float()
+            return self._replacements[name][rows].float()
         if name not in self._sides:
             return weight
-        self._used.add(name)
-        down, up = self._sides[name]["A"].float(), self._sides[name]["B"].float()
+        down, up = self._sides[name]["A"].float(), self._sides[name]["B"][rows].float()
         return weight + self._scaling(name, down.shape[0]) * (up @ down)
 
     def check_shapes(self, known: dict[str, tuple[int, ...]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from exporter.checkpoint.family import Family, find_family
 from exporter.checkpoint.tensors import TensorFolder
 from exporter.checkpoint.text import TextCodec
 from exporter.decoder.spec import EMBEDDING, HEAD, DecoderSpec, WeightSpec, decoder_weights
+from exporter.decoder.weights import blockwise_product
 from exporter.errors import CheckpointError
 
 COMPANION_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
@@ -31,18 +33,22 @@ class Checkpoint:
     tensors: TensorFolder
     adapter: LoraAdapter | None
 
-    def weight(self, name: str) -> torch.Tensor:
-        """One weight by canonical name, float32, adapter merged. Raises CheckpointError when it is not finite."""
+    def weight(self, name: str, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """One weight, or some of its rows, by canonical name: float32, adapter merged. Read from disk each time, so that memory stays
+        bounded. Raises CheckpointError when it is not finite."""
         tensor_name = self.family.tensor_name(name)
-        values = self.tensors.read(tensor_name)
-        return values if self.adapter is None else self.adapter.apply(tensor_name, values)
+        values = self.tensors.read(tensor_name, rows)
+        return values if self.adapter is None else self.adapter.apply(tensor_name, values, rows)
 
     def dense(self, name: str) -> torch.Tensor:
-        """WeightStore protocol: reads from disk each time, so that memory stays bounded."""
         return self.weight(name)
 
-    def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        return self.weight(name)[index]
+    def rows(self, name: str, index: torch.Tensor | slice) -> torch.Tensor:
+        return self.weight(name, index)
+
+    def product(self, value: torch.Tensor, name: str) -> torch.Tensor:
+        rows, columns = self.tensors.shape(self.family.tensor_name(name))
+        return blockwise_product(value, (rows, columns), functools.partial(self.weight, name))
 
     def text_codec(self) -> TextCodec:
         return TextCodec.read(self.folder, self.config, self.spec.vocab_size)
@@ -101,8 +107,5 @@ def _check_weight(folder: Path, family: Family, tensors: TensorFolder, weight: W
 
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

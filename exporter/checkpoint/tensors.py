@@ -20,7 +20,6 @@ class TensorFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = self._files_by_tensor()
-        self._open: dict[str, safe_open] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
@@ -35,11 +34,13 @@ class TensorFolder:
                 f"{self.folder / file}: cannot read {name} ({fault})", "copy the file and its index again"
             ) from None
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor as float32. Raises CheckpointError when it is not finite or not readable."""
+    def read(self, name: str, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """The tensor, or some of its rows, as float32. Raises CheckpointError when it is not finite or not readable.
+
+        The file is mapped anew for each read, and only the pages of these rows are touched: memory stays bounded by the rows."""
         file = self.files[name]
         try:
-            tensor = self._handle(file).get_tensor(name)
+            tensor = self._handle(file).get_tensor(name)[rows]
         except (SafetensorError, OSError, RuntimeError) as fault:
             raise CheckpointError(
                 f"{self.folder / file}: cannot read {name} ({fault})", "copy the file again"
@@ -50,7 +51,7 @@ class TensorFolder:
                 "pass the original checkpoint, not one that is already quantized",
             )
         values = tensor.float()
-        if not torch.isfinite(values).all():
+        if values.numel() and not torch.isfinite(torch.stack(torch.aminmax(values))).all():
             raise CheckpointError(f"{self.folder / file}: {name} holds NaN or infinite values", "retrain or restore it")
         return values
 
@@ -88,11 +89,9 @@ class TensorFolder:
             raise CheckpointError(f"{path}: not a readable safetensors file ({fault})", "copy the file again") from None
 
     def _handle(self, file: str) -> safe_open:
-        if file not in self._open:
-            try:
-                self._open[file] = safe_open(self.folder / file, framework="pt")
-            except (SafetensorError, OSError) as fault:
-                raise CheckpointError(
-                    f"{self.folder / file}: not a readable safetensors file ({fault})", "copy the file again"
-                ) from None
-        return self._open[file]
+        try:
+            return safe_open(self.folder / file, framework="pt")
+        except (SafetensorError, OSError) as fault:
+            raise CheckpointError(
+                f"{self.folder / file}: not a readable safetensors file ({fault})", "copy the file again"
+            ) from None

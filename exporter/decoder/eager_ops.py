@@ -39,8 +39,8 @@ class EagerOps:
         return self.weights.rows(table, token_ids)
 
     def linear(self, value: torch.Tensor, matrix: str, bias: bool) -> torch.Tensor:
-        offset = self.weights.dense(f"{matrix}.bias") if bias else None
-        return torch.nn.functional.linear(value, self.weights.dense(matrix), offset)
+        product = self.weights.product(value, matrix)
+        return product + self.weights.dense(f"{matrix}.bias") if bias else product
 
     def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
         return normalize(value, self.weights.dense(gain), norm)
@@ -58,4 +58,4 @@ class EagerOps:
         return left + right
 
     def logits(self, value: torch.Tensor, table: str) -> torch.Tensor:
-        return torch.nn.functional.linear(value, self.weights.dense(table))
+        return self.weights.product(value, table)

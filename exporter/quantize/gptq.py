@@ -19,26 +19,29 @@ SMALLEST_TRIANGLE = 192
 """Below this size, splitting a triangle costs more than it saves."""
 
 
-def quantize_gptq(
-    weight: torch.Tensor, covariance: torch.Tensor, weight_format: WeightFormat, damping: float = 0.01
-) -> QuantizedMatrix:
-    """Quantizes float32 [out, in] given the inputs' covariance [in, in].
+class GptqRounder:
+    """Quantizes matrices that share their inputs' covariance [in, in]. Rows do not influence one another, so a matrix may come in
+    blocks of rows, and several matrices stacked.
 
-    `damping` is a fraction of the mean diagonal, added so that the factorization exists for rarely used channels. Matrices that
-    share their input may be passed stacked: rows do not influence one another.
+    `damping` is a fraction of the mean diagonal, added so that the factorization exists for rarely used channels.
     """
-    return _ColumnRounder(weight, covariance, weight_format, damping).run()
+
+    def __init__(self, covariance: torch.Tensor, weight_format: WeightFormat, damping: float = 0.01) -> None:
+        self.format, self.importance = weight_format, covariance.diagonal().clone()
+        self.factor = inverse_factor(covariance, damping)
+
+    def quantize(self, weight: torch.Tensor) -> QuantizedMatrix:
+        """float32 [out, in]."""
+        return _ColumnRounder(weight, self).run()
 
 
 class _ColumnRounder:
     """State of one run. `columns` holds the weight transposed, so that a column is contiguous."""
 
-    def __init__(
-        self, weight: torch.Tensor, covariance: torch.Tensor, weight_format: WeightFormat, damping: float
-    ) -> None:
+    def __init__(self, weight: torch.Tensor, rounder: GptqRounder) -> None:
+        weight_format = rounder.format
         self.chooser = ScaleChooser(weight, weight_format, search=True)
-        self.importance = covariance.diagonal()
-        self.factor = inverse_factor(covariance, damping)
+        self.importance, self.factor = rounder.importance, rounder.factor
         self.columns = weight.T.clone(memory_format=torch.contiguous_format)
         self.group_size = min(weight_format.group_size, weight.shape[1])
         self.low, self.high = (np.float32(bound) for bound in weight_format.code_range)

@@ -50,13 +50,13 @@ class QuantizedMatrix:
 
     def dequantize(self) -> torch.Tensor:
         """float32 [out, in]."""
-        return self.codes().float().mul_(expand_groups(self.scales, self.format.group_size, self.in_features))
+        return self.rows(slice(None))
 
-    def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Dequantized rows: int64 [S] -> float32 [S, in]; what an embedding lookup reads."""
+    def rows(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """Some rows dequantized: int64 [S] or a slice -> float32 [S, in]; what an embedding lookup reads."""
         packed = self.packed[index]
         codes = unpack_nibbles(packed, self.in_features) if self.format.bits == 4 else packed
-        return codes.float().mul_(expand_groups(self.scales[index], self.format.group_size, self.in_features))
+        return scale_groups(codes.float(), self.scales[index], self.format.group_size)
 
 
 def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
@@ -74,9 +74,12 @@ def unpack_nibbles(packed: torch.Tensor, count: int) -> torch.Tensor:
     return torch.stack((low, high), dim=-1).flatten(-2)[..., :count]
 
 
-def expand_groups(per_group: torch.Tensor, group_size: int, in_features: int) -> torch.Tensor:
-    """[out, groups] -> [out, in]: each group's number for each of its columns."""
-    return per_group.repeat_interleave(group_size, dim=1)[:, :in_features]
+def scale_groups(values: torch.Tensor, scales: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Multiplies float32 [out, in] in place by the scales [out, groups] of its groups of columns, and returns it."""
+    whole = values.shape[1] // group_size
+    values[:, : whole * group_size].unflatten(1, (whole, group_size)).mul_(scales[:, :whole, None])
+    values[:, whole * group_size :].mul_(scales[:, whole:])  # a remainder is one group, so one column of scales
+    return values
 
 
 def round_scale(scale: torch.Tensor, scale_format: ScaleFormat) -> torch.Tensor:
@@ -114,9 +117,9 @@ class ScaleChooser:
             self.channel_scales = round_channel_scale(weight.abs().amax(dim=1) / (top * LPBQ_STEPS))
 
     def choose(self, group: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
-        """float32 [out, columns] -> scale float32 [out]."""
+        """float32 [out, columns] -> scale float32 [out]. Without a search, groups may come side by side: [out, groups, columns]."""
         candidates = self._candidates(group)
-        if candidates.shape[0] == 1:
+        if not self.search:
             return candidates[0]
         scales = candidates[:, :, None]
         low, high = self.format.code_range
@@ -125,13 +128,15 @@ class ScaleChooser:
         return candidates.gather(0, total.argmin(0, keepdim=True))[0]
 
     def _candidates(self, group: torch.Tensor) -> torch.Tensor:
-        """[candidates, out], all representable in the format."""
-        largest = group.abs().amax(dim=1)
+        """[candidates, out, ...], all representable in the format."""
+        largest = group.abs().amax(dim=-1)
         top = self.format.code_range[1]
         if self.channel_scales is not None:
-            widest = torch.ceil(largest / top / self.channel_scales - 1e-4)
-            offsets = LPBQ_SEARCH_OFFSETS if self.search else torch.zeros(1)
-            return (widest[None] + offsets[:, None]).clamp_(1, LPBQ_STEPS) * self.channel_scales[None]
+            channel = self.channel_scales if group.dim() == 2 else self.channel_scales[:, None]
+            widest = torch.ceil(largest / top / channel - 1e-4)
+            if not self.search:
+                return (widest.clamp_(1, LPBQ_STEPS) * channel)[None]
+            return (widest[None] + LPBQ_SEARCH_OFFSETS[:, None]).clamp_(1, LPBQ_STEPS) * channel[None]
         if not self.search:
             return round_scale(largest / (top + 0.5 if self.format.bits == 4 else top), self.format.scale_format)[None]
         nearest = torch.tensor([top + 0.5 if self.format.bits == 4 else float(top)])
@@ -150,17 +155,45 @@ class ScaleChooser:
 def quantize_nearest(
     weight: torch.Tensor, weight_format: WeightFormat, search: bool = False, importance: torch.Tensor | None = None
 ) -> QuantizedMatrix:
-    """Quantizes float32 [out, in] group by group without error feedback."""
+    """Quantizes float32 [out, in] without error feedback."""
     chooser = ScaleChooser(weight, weight_format, search)
     codes = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(weight.shape[0], weight_format.group_count(weight.shape[1]))
-    for index in range(scales.shape[1]):
-        columns = slice(index * weight_format.group_size, (index + 1) * weight_format.group_size)
+    size, searched = weight_format.group_size, 0
+    if not search:
+        whole = weight.shape[1] // size
+        searched = whole * size
+        groups = weight[:, :searched].unflatten(1, (whole, size))
+        scales[:, :whole] = chooser.choose(groups)
+        rounded = round_to_codes(groups, scales[:, :whole, None], weight_format.code_range)
+        codes[:, :searched] = rounded.flatten(1).to(torch.int8)
+    for start in range(searched, weight.shape[1], size):
+        columns = slice(start, start + size)
         group = weight[:, columns]
         scale = chooser.choose(group, None if importance is None else importance[columns])
-        scales[:, index] = scale
+        scales[:, start // size] = scale
         codes[:, columns] = round_to_codes(group, scale[:, None], weight_format.code_range).to(torch.int8)
     return chooser.build(codes, scales)
+
+
+def join_rows(parts: list[QuantizedMatrix]) -> QuantizedMatrix:
+    """Matrices of one format and width, one above the other."""
+
+    def joined(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(present) if present else None
+
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return QuantizedMatrix(
+        torch.cat([part.packed for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        first.in_features,
+        first.format,
+        joined([part.channel_scales for part in parts]),
+        joined([part.multipliers for part in parts]),
+    )
 
 
 def split_rows(matrix: QuantizedMatrix, rows: list[int]) -> list[QuantizedMatrix]:

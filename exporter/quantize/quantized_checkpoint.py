@@ -1,6 +1,5 @@
-"""The quantized checkpoint on disk: one safetensors file of codes, scales and KV constants, one JSON file that explains it.
-
-All targets of a run read the same one, and a re-run resumes from it.
+"""The quantized checkpoint on disk: codes and scales of the weights, which all targets of one run share, and beside them how one
+target caches keys and values. Each half is a safetensors file of numbers and a JSON file that explains it. A re-run resumes from it.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from exporter.quantize.formats import KvFormat, ScaleFormat, WeightFormat
 from exporter.quantize.int4 import QuantizedMatrix
 from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 
-TENSORS_FILE = "quantized.safetensors"
-DESCRIPTION_FILE = "quantized.json"
-FORMAT_VERSION = 1
+WEIGHTS_FILE, WEIGHTS_DESCRIPTION = "quantized.safetensors", "quantized.json"
+CACHE_FILE, CACHE_DESCRIPTION = "kv_cache.safetensors", "kv_cache.json"
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -52,31 +51,39 @@ class QuantizedDecoder:
 
 
 def save_quantized(decoder: QuantizedDecoder, folder: Path) -> None:
-    """Writes both files into an existing folder; equal decoders give equal bytes."""
-    tensors: dict[str, torch.Tensor] = dict(decoder.weights.vectors)
+    """Writes weights and cache into an existing folder; equal decoders give equal bytes."""
+    save_weights(decoder.spec, decoder.weights, folder)
+    save_cache(decoder, folder)
+
+
+def save_weights(spec: DecoderSpec, weights: DecoderWeights, folder: Path) -> None:
+    """Writes the half that all targets share."""
+    tensors: dict[str, torch.Tensor] = dict(weights.vectors)
     matrices: dict[str, Any] = {}
-    for name, matrix in decoder.weights.matrices.items():
+    for name, matrix in weights.matrices.items():
         tensors[f"{name}.codes"] = matrix.packed
         if matrix.format.scale_format is ScaleFormat.LPBQ:
             assert matrix.channel_scales is not None and matrix.multipliers is not None
-            tensors[f"{name}.channel_scales"], tensors[f"{name}.multipliers"] = (
-                matrix.channel_scales,
-                matrix.multipliers,
-            )
+            tensors[f"{name}.channel_scales"] = matrix.channel_scales
+            tensors[f"{name}.multipliers"] = matrix.multipliers
         else:
             half = torch.float16 if matrix.format.scale_format is ScaleFormat.FP16 else torch.bfloat16
             tensors[f"{name}.scales"] = matrix.scales.to(half)
         matrices[name] = {"in_features": matrix.in_features, **asdict(matrix.format)}
-    for index, constants in enumerate(decoder.kv_constants):
-        for side, channel in (("key", constants.key), ("value", constants.value)):
-            tensors[f"kv.{index}.{side}.center"], tensors[f"kv.{index}.{side}.balance"] = (
-                channel.center,
-                channel.balance,
-            )
+    _write_tensors(tensors, folder / WEIGHTS_FILE)
+    spec_json = TypeAdapter(DecoderSpec).dump_python(spec, mode="json")
+    _write_description({"spec": spec_json, "matrices": matrices}, folder / WEIGHTS_DESCRIPTION)
+
+
+def save_cache(decoder: QuantizedDecoder, folder: Path) -> None:
+    """Writes the half that belongs to one target; the decoder's weights are not looked at."""
+    tensors = {
+        f"{index}.{side}.{part}": getattr(getattr(constants, side), part)
+        for index, constants in enumerate(decoder.kv_constants)
+        for side in ("key", "value")
+        for part in ("center", "balance")
+    }
     description = {
-        "format_version": FORMAT_VERSION,
-        "spec": TypeAdapter(DecoderSpec).dump_python(decoder.spec, mode="json"),
-        "matrices": matrices,
         "layout": [asdict(layer) for layer in decoder.layout],
         "kv_format": TypeAdapter(KvFormat).dump_python(decoder.kv_format, mode="json"),
         "kv_static": [
@@ -86,52 +93,64 @@ def save_quantized(decoder: QuantizedDecoder, folder: Path) -> None:
         "chunk": decoder.chunk,
         "context": decoder.context,
     }
+    _write_tensors(tensors, folder / CACHE_FILE)
+    _write_description(description, folder / CACHE_DESCRIPTION)
+
+
+def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
-        save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, folder / TENSORS_FILE)
+        save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, path)
     except SafetensorError as fault:
-        raise UsageError(
-            f"cannot write {folder / TENSORS_FILE} ({fault})", "free space, or set SLM_EXPORT_CACHE"
-        ) from None
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")
+        raise UsageError(f"cannot write {path} ({fault})", "free space, or set SLM_EXPORT_CACHE") from None
+
+
+def _write_description(description: dict[str, Any], path: Path) -> None:
+    text = json.dumps({"format_version": FORMAT_VERSION, **description}, indent=1, sort_keys=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def load_quantized(folder: Path) -> QuantizedDecoder:
-    """Reads a folder written by `save_quantized`. Raises CheckpointError when it is damaged."""
+    """Reads a folder with both halves. Raises CheckpointError when it is damaged."""
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        with safe_open(folder / TENSORS_FILE, framework="pt") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
-        if description["format_version"] != FORMAT_VERSION:
-            raise KeyError(f"format_version {description['format_version']}")
-        return _assemble(description, tensors)
+        weights, cache = (_read_description(folder / name) for name in (WEIGHTS_DESCRIPTION, CACHE_DESCRIPTION))
+        return _assemble(weights, _read_tensors(folder / WEIGHTS_FILE), cache, _read_tensors(folder / CACHE_FILE))
     except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, ValidationError) as fault:
         raise CheckpointError(f"{folder}: not a readable quantized checkpoint ({fault})", "export again") from None
 
 
-def _assemble(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> QuantizedDecoder:
-    matrices = {name: _matrix(name, entry, tensors) for name, entry in description["matrices"].items()}
+def _read_description(path: Path) -> dict[str, Any]:
+    description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if description["format_version"] != FORMAT_VERSION:
+        raise KeyError(f"format_version {description['format_version']}")
+    return description
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}
+
+
+def _assemble(
+    weights: dict[str, Any], tensors: dict[str, torch.Tensor], cache: dict[str, Any], constants: dict[str, torch.Tensor]
+) -> QuantizedDecoder:
+    matrices = {name: _matrix(name, entry, tensors) for name, entry in weights["matrices"].items()}
     taken = {f"{name}.{part}" for name in matrices for part in ("codes", "scales", "channel_scales", "multipliers")}
-    vectors = {name: value for name, value in tensors.items() if name not in taken and not name.startswith("kv.")}
-    constants = []
-    for index, static in enumerate(description["kv_static"]):
-        sides = {
-            side: ChannelConstants(
-                tensors[f"kv.{index}.{side}.center"],
-                tensors[f"kv.{index}.{side}.balance"],
-                float(static[side][0]),
-                int(static[side][1]),
-            )
-            for side in ("key", "value")
-        }
-        constants.append(LayerKvConstants(sides["key"], sides["value"]))
+
+    def side(index: int, name: str, static: dict[str, Any]) -> ChannelConstants:
+        center, balance = constants[f"{index}.{name}.center"], constants[f"{index}.{name}.balance"]
+        return ChannelConstants(center, balance, float(static[name][0]), int(static[name][1]))
+
     return QuantizedDecoder(
-        TypeAdapter(DecoderSpec).validate_python(description["spec"]),
-        DecoderWeights(matrices, vectors),
-        tuple(LayerCache(**layer) for layer in description["layout"]),
-        TypeAdapter(KvFormat).validate_python(description["kv_format"]),
-        tuple(constants),
-        int(description["chunk"]),
-        int(description["context"]),
+        TypeAdapter(DecoderSpec).validate_python(weights["spec"]),
+        DecoderWeights(matrices, {name: value for name, value in tensors.items() if name not in taken}),
+        tuple(LayerCache(**layer) for layer in cache["layout"]),
+        TypeAdapter(KvFormat).validate_python(cache["kv_format"]),
+        tuple(
+            LayerKvConstants(side(index, "key", static), side(index, "value", static))
+            for index, static in enumerate(cache["kv_static"])
+        ),
+        int(cache["chunk"]),
+        int(cache["context"]),
     )
 
 

@@ -1,4 +1,5 @@
-"""Quantizes a whole checkpoint in one pass over the calibration text, with bounded memory: one layer in full precision at a time.
+"""Quantizes a whole checkpoint in one pass over the calibration text, with bounded memory: blocks of rows in full
+precision.
 
 A matrix is quantized at the moment the decoder first multiplies by it, and the pass goes on with what became of it. So GPTQ sees
 inputs as everything before them, already quantized, produces them, and no token is computed twice. The embedding table comes
@@ -8,6 +9,7 @@ last, with the inputs of the output head when the two are tied.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -25,10 +27,13 @@ from exporter.decoder.spec import (
     head_name,
     layer_weights,
 )
-from exporter.decoder.weights import DecoderWeights, WeightStore
+from exporter.decoder.weights import DecoderWeights, WeightStore, row_blocks
 from exporter.quantize.formats import RoundingMethod, WeightFormat, WeightSettings
-from exporter.quantize.gptq import quantize_gptq
-from exporter.quantize.int4 import QuantizedMatrix, quantize_nearest, split_rows
+from exporter.quantize.gptq import GptqRounder
+from exporter.quantize.int4 import QuantizedMatrix, join_rows, quantize_nearest, split_rows
+
+GPTQ_ELEMENTS = 1 << 25
+"""GPTQ works column by column on so many elements at a time: enough rows for fast columns, and a table never lies in memory whole."""
 
 Report = Callable[[int, int], None]
 """Called with (layers done, layers in all)."""
@@ -51,68 +56,81 @@ def _tables(spec: DecoderSpec) -> tuple[str, ...]:
     return (EMBEDDING,) if spec.tied_embedding else (EMBEDDING, HEAD)
 
 
+@dataclass(frozen=True)
+class _Stack:
+    """Matrices of a checkpoint with a common input, read as one: the first on top."""
+
+    source: WeightStore
+    rows: dict[str, int]
+
+    def read(self, wanted: slice) -> torch.Tensor:
+        """float32 [rows, in]."""
+        parts, start = [], 0
+        for name, count in self.rows.items():
+            first, last = max(wanted.start - start, 0), min(wanted.stop - start, count)
+            if first < last:
+                parts.append(self.source.rows(name, slice(first, last)))
+            start += count
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 class _LayerwiseQuantizer:
-    """Keeps the hidden states of all calibration windows and the full-precision weights of one layer."""
+    """Keeps the hidden states of all calibration windows and what is quantized already."""
 
     def __init__(
         self, spec: DecoderSpec, source: WeightStore, settings: WeightSettings, observe: ObserveAttention | None
     ) -> None:
         self.spec, self.source, self.settings, self.observe = spec, source, settings, observe
-        self.matrices: dict[str, QuantizedMatrix] = {}
-        self.vectors: dict[str, torch.Tensor] = {}
+        self.weights = DecoderWeights({}, {}, kept_bytes=0)
 
     def run(self, windows: Sequence[Sequence[int]], report: Report) -> DecoderWeights:
-        table = self.source.dense(EMBEDDING)
-        hidden, length = table[torch.tensor(windows).flatten()], len(windows[0])
+        hidden, length = self.source.rows(EMBEDDING, torch.tensor(windows).flatten()), len(windows[0])
         for index in range(len(self.spec.layers)):
             hidden = self._quantize_layer(index, hidden, length)
             report(index + 1, len(self.spec.layers))
-        self.vectors[FINAL_NORM] = self.source.dense(FINAL_NORM)
-        self._quantize_tables(table, hidden)
-        return DecoderWeights(self.matrices, self.vectors)
+        self.weights.vectors[FINAL_NORM] = self.source.dense(FINAL_NORM)
+        self._quantize_tables(hidden)
+        return DecoderWeights(self.weights.matrices, self.weights.vectors)
 
     def _quantize_layer(self, index: int, hidden: torch.Tensor, length: int) -> torch.Tensor:
         """Quantizes one layer given its inputs [N * S, D]; returns its outputs with quantized weights."""
-        weights, prefix = layer_weights(self.spec, index), f"layers.{index}."
-        dense = {weight.name: self.source.dense(weight.name) for weight in weights}
-        self.vectors.update({weight.name: dense[weight.name] for weight in weights if weight.kind is WeightKind.VECTOR})
+        weights, prefix, matrices = layer_weights(self.spec, index), f"layers.{index}.", self.weights.matrices
+        shapes = {weight.name: weight.shape for weight in weights}
+        for weight in weights:
+            if weight.kind is WeightKind.VECTOR:
+                self.weights.vectors[weight.name] = self.source.dense(weight.name)
 
         def quantize(leader: str, inputs: torch.Tensor) -> None:
-            if leader in self.matrices:
+            if leader in matrices:
                 return
             shared = [prefix + name for name, other in SHARED_INPUTS.items() if prefix + other == leader]
-            for name, matrix in self._quantize_stacked([leader, *shared], dense, inputs).items():
-                self.matrices[name], dense[name] = matrix, matrix.dequantize()
+            rows = {name: shapes[name][0] for name in (leader, *shared)}
+            whole = self._quantize(rows, inputs, self.settings.matrix_format())
+            matrices.update(zip(rows, split_rows(whole, list(rows.values())), strict=True))
 
-        ops = SequenceOps(DecoderWeights({}, dense), length, Hooks(linear_input=quantize, attention=self.observe))
+        ops = SequenceOps(self.weights, length, Hooks(linear_input=quantize, attention=self.observe))
         return decode_layer(ops, self.spec, index, hidden)
 
-    def _quantize_stacked(
-        self, names: list[str], dense: dict[str, torch.Tensor], inputs: torch.Tensor
-    ) -> dict[str, QuantizedMatrix]:
-        """Matrices with a common input in one go."""
-        stacked = torch.cat([dense[name] for name in names])
-        matrix = self._quantize(stacked, inputs, self.settings.matrix_format())
-        return dict(zip(names, split_rows(matrix, [dense[name].shape[0] for name in names]), strict=True))
-
-    def _quantize_tables(self, table: torch.Tensor, hidden: torch.Tensor) -> None:
-        normed = normalize(hidden, self.vectors[FINAL_NORM], self.spec.final_norm)
+    def _quantize_tables(self, hidden: torch.Tensor) -> None:
+        normed = normalize(hidden, self.weights.vectors[FINAL_NORM], self.spec.final_norm)
         for name in _tables(self.spec):
-            values = table if name == EMBEDDING else self.source.dense(name)
+            inputs = normed if name == head_name(self.spec) else None
             weight_format = self.settings.table_format(name, self.spec)
-            if name == head_name(self.spec):
-                self.matrices[name] = self._quantize(values, normed, weight_format)
-            else:
-                search = self.settings.method is not RoundingMethod.RTN
-                self.matrices[name] = quantize_nearest(values, weight_format, search=search)
+            self.weights.matrices[name] = self._quantize({name: self.spec.vocab_size}, inputs, weight_format)
 
-    def _quantize(self, values: torch.Tensor, inputs: torch.Tensor, weight_format: WeightFormat) -> QuantizedMatrix:
-        """float32 [out, in] given the inputs [N * S, in] that it will be multiplied by."""
-        if self.settings.method is RoundingMethod.RTN:
-            return quantize_nearest(values, weight_format)
-        if self.settings.method is RoundingMethod.SEARCH:
-            return quantize_nearest(values, weight_format, search=True, importance=inputs.square().sum(0))
-        return quantize_gptq(values, covariance(inputs), weight_format, self.settings.damping)
+    def _quantize(
+        self, rows: dict[str, int], inputs: torch.Tensor | None, weight_format: WeightFormat
+    ) -> QuantizedMatrix:
+        """Named matrices stacked, given the inputs [N * S, in] that they will be multiplied by, if they are known."""
+        stack, total, method = _Stack(self.source, rows), sum(rows.values()), self.settings.method
+        columns = stack.read(slice(0, 1)).shape[1]
+        if method is RoundingMethod.GPTQ and inputs is not None:
+            rounder = GptqRounder(covariance(inputs), weight_format, self.settings.damping)
+            return join_rows([rounder.quantize(stack.read(part)) for part in row_blocks(total, columns, GPTQ_ELEMENTS)])
+        search = method is not RoundingMethod.RTN
+        importance = inputs.square().sum(0) if search and inputs is not None else None
+        blocks = row_blocks(total, columns)
+        return join_rows([quantize_nearest(stack.read(part), weight_format, search, importance) for part in blocks])
 
 
 def covariance(inputs: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 
 from exporter.child import Emit
 from exporter.errors import UsageError
+from exporter.runtime.rows import RowFile
 from exporter.runtime.sampling import Sampler, SamplingSettings
 
 
@@ -49,15 +50,14 @@ def score_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     Arguments: driver, folder, windows [[token ids, prefill count]], output (an .npy file [all tokens, V]).
     """
     driver = open_driver(arguments["driver"], Path(arguments["folder"]))
-    logits = []
-    for done, (window, prefill_count) in enumerate(arguments["windows"]):
-        driver.reset()
-        if prefill_count:
-            logits.append(driver.prefill(window[:prefill_count]))
-        for token_id in window[prefill_count:]:
-            logits.append(driver.decode(token_id)[None].copy())
-        emit({"progress": (done + 1) / len(arguments["windows"])})
-    np.save(arguments["output"], np.concatenate(logits))
+    with RowFile(Path(arguments["output"])) as logits:
+        for done, (window, prefill_count) in enumerate(arguments["windows"]):
+            driver.reset()
+            if prefill_count:
+                logits.append(driver.prefill(window[:prefill_count]))
+            for token_id in window[prefill_count:]:
+                logits.append(driver.decode(token_id)[None])
+            emit({"progress": (done + 1) / len(arguments["windows"])})
     return {"kv_bytes": driver.kv_bytes()}
 
 

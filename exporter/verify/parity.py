@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from exporter.decoder.forward import decode_chunk, decode_head, decode_layer
+from exporter.decoder.forward import decode_chunk, decode_head, decode_hidden
 from exporter.decoder.sequence_ops import SequenceOps
-from exporter.decoder.spec import EMBEDDING, FINAL_NORM, DecoderSpec, head_name, layer_weights
+from exporter.decoder.spec import DecoderSpec
 from exporter.decoder.torch_ops import TorchOps
-from exporter.decoder.weights import DecoderWeights, WeightStore
+from exporter.decoder.weights import WeightStore, row_blocks
 
 NEAR_TIE_LOGITS = 0.1
 """A disagreement is a near-tie when the oracle itself separates the two choices by less than this."""
@@ -31,19 +31,20 @@ class ParityFigures:
 
 
 def compare_logits(oracle: torch.Tensor, artifact: torch.Tensor) -> ParityFigures:
-    """Two float32 [tokens, V]. KL is of the artifact from the oracle, in nats."""
-    expected, found = oracle.log_softmax(-1), artifact.log_softmax(-1)
-    divergence = (expected.exp() * (expected - found)).sum(-1).clamp_min(0)
-    first, chosen = oracle.argmax(-1), artifact.argmax(-1)
-    differs = first != chosen
-    gap = oracle.gather(-1, first[:, None]) - oracle.gather(-1, chosen[:, None])
+    """Two float32 [tokens, V], looked at block by block. KL is of the artifact from the oracle, in nats."""
+    tokens, largest, divergence, disagreements, near_ties = oracle.shape[0], torch.zeros(1), 0.0, 0, 0
+    for block in row_blocks(*oracle.shape):
+        wanted, made = oracle[block], artifact[block]
+        expected, found = wanted.log_softmax(-1), made.log_softmax(-1)
+        divergence += float((expected.exp() * (expected - found)).sum(-1).clamp_min(0).double().sum())
+        first, chosen = wanted.argmax(-1), made.argmax(-1)
+        differs = first != chosen
+        gap = wanted.gather(-1, first[:, None]) - wanted.gather(-1, chosen[:, None])
+        largest = torch.maximum(largest, (wanted - made).abs().max())  # unlike max(), it keeps NaN
+        disagreements += int(differs.sum())
+        near_ties += int((differs & (gap[:, 0] < NEAR_TIE_LOGITS)).sum())
     return ParityFigures(
-        oracle.shape[0],
-        float((oracle - artifact).abs().max()),
-        float(divergence.mean()),
-        1 - int(differs.sum()) / oracle.shape[0],
-        int(differs.sum()),
-        int((differs & (gap[:, 0] < NEAR_TIE_LOGITS)).sum()),
+        tokens, float(largest), divergence / tokens, 1 - disagreements / tokens, disagreements, near_ties
     )
 
 
@@ -72,16 +73,11 @@ class PerplexityMeter:
 
 
 def layerwise_perplexities(spec: DecoderSpec, source: WeightStore, windows: Sequence[Sequence[int]]) -> list[float]:
-    """Summed negative log-likelihood of each window in full precision, with one layer's weights in memory at a time."""
-    table, length = source.dense(EMBEDDING), len(windows[0])
-    hidden = table[torch.tensor(windows).flatten()]
-    for index in range(len(spec.layers)):
-        dense = {weight.name: source.dense(weight.name) for weight in layer_weights(spec, index)}
-        hidden = decode_layer(SequenceOps(DecoderWeights({}, dense), length), spec, index, hidden)
-    name = head_name(spec)
-    dense = {FINAL_NORM: source.dense(FINAL_NORM), name: table if name == EMBEDDING else source.dense(name)}
-    ops, sums = SequenceOps(DecoderWeights({}, dense), length), []
-    for rows, window in zip(hidden.split(length), windows, strict=True):
+    """Summed negative log-likelihood of each window in full precision. All windows go through one layer before the next, so that a
+    source on disk is read once."""
+    ops, sums = SequenceOps(source, len(windows[0])), []
+    hidden = decode_hidden(ops, spec, torch.tensor(windows).flatten())
+    for rows, window in zip(hidden.split(len(windows[0])), windows, strict=True):
         meter = PerplexityMeter()
         meter.add(decode_head(ops, spec, rows), window)
         sums.append(meter.negative_log_likelihood)

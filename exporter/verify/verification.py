@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
 from exporter.child import run_child
 from exporter.errors import CheckpointError
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.recipe import Recipe
+from exporter.runtime.rows import RowFile, map_rows
 from exporter.targets.base import Target
 from exporter.verify.gates import Gate, percent_rise
 from exporter.verify.parity import ParityFigures, PerplexityMeter, compare_logits, window_logits
@@ -71,44 +74,73 @@ def verify_artifact(
     on_progress: Callable[[float], None],
     logits: Path | None = None,
 ) -> VerificationResult:
-    """Runs the artifact in a child process and the oracle here, on the same windows. `logits` keeps what the artifact said."""
+    """Runs the artifact in a child process and meanwhile the oracle here, on the same windows. `logits` keeps what the artifact said."""
     windows = evaluation.windows[: evaluation.artifact_windows]
     scheduled = [
         [window, len(window) - (evaluation.decode_tokens if index == 0 else 0)] for index, window in enumerate(windows)
     ]
-    output = logits or log.parent / "artifact_logits.npy"
-    scored = run_child(
-        "exporter.runtime.driver:score_in_child",
-        {"driver": target.driver, "folder": str(folder), "windows": scheduled, "output": str(output)},
-        log,
-        SCORE_TIME_LIMIT_S,
-        lambda event: on_progress(float(event["progress"])),
-    )
-    artifact = torch.from_numpy(np.load(output))
+    output, stop = logits or log.parent / "artifact_logits.npy", threading.Event()
+    with TemporaryDirectory(dir=log.parent) as scratch, ThreadPoolExecutor(1) as thread:
+        oracle = thread.submit(_score_oracle, decoder, evaluation, Path(scratch) / "oracle_logits.npy", stop)
+        try:
+            scored = run_child(
+                "exporter.runtime.driver:score_in_child",
+                {"driver": target.driver, "folder": str(folder), "windows": scheduled, "output": str(output)},
+                log,
+                SCORE_TIME_LIMIT_S,
+                lambda event: on_progress(float(event["progress"])),
+            )
+        except BaseException:
+            stop.set()
+            raise
+        result = _compare(decoder, recipe, evaluation, oracle.result(), output, int(scored["kv_bytes"]))
     if logits is None:
         output.unlink()
-    return _compare(decoder, recipe, evaluation, windows, artifact, int(scored["kv_bytes"]))
+    return result
+
+
+@dataclass(frozen=True)
+class _OracleScores:
+    """Logits of the windows that the artifact runs too, in a file [tokens, V], and perplexity on those and on all windows."""
+
+    logits: Path
+    compared: PerplexityMeter
+    every: PerplexityMeter
+
+
+@torch.no_grad()
+def _score_oracle(
+    decoder: QuantizedDecoder, evaluation: EvaluationSet, path: Path, stop: threading.Event
+) -> _OracleScores:
+    """Gives up between two windows once `stop` is set."""
+    oracle, compared, every = decoder.oracle(), PerplexityMeter(), PerplexityMeter()
+    with RowFile(path) as rows:
+        for index, window in enumerate(evaluation.windows):
+            if stop.is_set():
+                break
+            logits = window_logits(oracle, decoder.spec, window, decoder.chunk)
+            every.add(logits, window)
+            if index < evaluation.artifact_windows:
+                compared.add(logits, window)
+                rows.append(logits.numpy())
+    decoder.weights.release()
+    return _OracleScores(path, compared, every)
 
 
 def _compare(
     decoder: QuantizedDecoder,
     recipe: Recipe,
     evaluation: EvaluationSet,
-    windows: list[list[int]],
-    artifact: torch.Tensor,
+    oracle: _OracleScores,
+    output: Path,
     kv_bytes: int,
 ) -> VerificationResult:
-    oracle, every = decoder.oracle(), PerplexityMeter()
-    of_oracle, of_artifact, expected, start = PerplexityMeter(), PerplexityMeter(), [], 0
-    for index, window in enumerate(evaluation.windows):
-        logits = window_logits(oracle, decoder.spec, window, decoder.chunk)
-        every.add(logits, window)
-        if index < len(windows):
-            of_oracle.add(logits, window)
-            of_artifact.add(artifact[start : start + len(window)], window)
-            expected.append(logits)
-            start += len(window)
-    parity = compare_logits(torch.cat(expected), artifact)
+    expected, found = map_rows(oracle.logits), map_rows(output)
+    of_artifact, start = PerplexityMeter(), 0
+    for window in evaluation.windows[: evaluation.artifact_windows]:
+        of_artifact.add(found[start : start + len(window)], window)
+        start += len(window)
+    parity, of_oracle, every = compare_logits(expected, found), oracle.compared, oracle.every
     gates = _gates(recipe, evaluation, parity, of_oracle.perplexity, of_artifact.perplexity, every.perplexity)
     return VerificationResult(
         parity,
@@ -118,7 +150,7 @@ def _compare(
         of_oracle.tokens,
         every.tokens,
         kv_bytes,
-        tuple(len(windows[0]) / layer.ring if layer.window else 0.0 for layer in decoder.layout),
+        tuple(len(evaluation.windows[0]) / layer.ring if layer.window else 0.0 for layer in decoder.layout),
         gates,
     )
 

@@ -126,8 +126,11 @@ class WeightsInMemory:
     def dense(self, name: str) -> torch.Tensor:
         return self._values[name]
 
-    def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
+    def rows(self, name: str, index: torch.Tensor | slice) -> torch.Tensor:
         return self._values[name][index]
+
+    def product(self, value: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.nn.functional.linear(value, self._values[name])
 
 
 def largest_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:

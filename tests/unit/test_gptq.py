@@ -8,7 +8,7 @@ from helpers import normal
 
 from exporter.quantize import gptq
 from exporter.quantize.formats import ScaleFormat, WeightFormat
-from exporter.quantize.gptq import inverse_factor, quantize_gptq
+from exporter.quantize.gptq import GptqRounder, inverse_factor
 from exporter.quantize.int4 import QuantizedMatrix, ScaleChooser, quantize_nearest, round_to_codes, split_rows
 
 FP16_32 = WeightFormat(4, 32, ScaleFormat.FP16)
@@ -23,6 +23,10 @@ STRADDLING = [
     for group in (48, 96, 100)
 ]
 CASES = ALIGNED + STRADDLING
+
+
+def quantize_gptq(weight: torch.Tensor, covariance: torch.Tensor, weight_format: WeightFormat) -> QuantizedMatrix:
+    return GptqRounder(covariance, weight_format).quantize(weight)
 
 
 def correlated_inputs(columns: int, tokens: int = 600, seed: int = 0) -> torch.Tensor:

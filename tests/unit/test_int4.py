@@ -15,11 +15,11 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from exporter.quantize.formats import ScaleFormat, WeightFormat, WeightSettings
 from exporter.quantize.int4 import (
     QuantizedMatrix,
-    expand_groups,
     pack_nibbles,
     quantize_nearest,
     round_channel_scale,
     round_scale,
+    scale_groups,
     unpack_nibbles,
 )
 
@@ -161,7 +161,7 @@ def test_nearest_rounding_errs_by_about_half_a_step_and_steps_fit_the_group(weig
     def check(shape: tuple[int, int], seed: int) -> None:
         weight = awkward_matrix(seed, *shape)
         matrix = quantize_nearest(weight, weight_format)
-        steps = expand_groups(matrix.scales, weight_format.group_size, shape[1])
+        steps = scale_groups(torch.ones(shape), matrix.scales, weight_format.group_size)
         assert bool(((matrix.dequantize() - weight).abs() <= 0.54 * steps).all())
         slack = 2.0**-24 if matrix.channel_scales is None else matrix.channel_scales[:, None]
         assert bool((matrix.scales <= group_peaks(weight, weight_format.group_size) / top * 1.01 + slack).all())
@@ -212,7 +212,7 @@ def test_a_remainder_group_is_quantized_as_if_it_were_alone(scale_format: ScaleF
 
 def test_each_column_reads_the_scale_of_its_own_group() -> None:
     scales = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    expanded = expand_groups(scales, 4, 9)
+    expanded = scale_groups(torch.ones(scales.shape[0], 9), scales, 4)
     assert expanded.tolist() == [[1.0] * 4 + [2.0] * 4 + [3.0], [4.0] * 4 + [5.0] * 4 + [6.0]]
 
 
