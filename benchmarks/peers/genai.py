@@ -4,8 +4,8 @@ python genai.py build CHECKPOINT FOLDER [--kv int8|int4] [--windows WINDOWS.json
 python genai.py time FOLDER --contexts 64 1024 2048 --tokens 24 --threads 1 --prefill 512
 python genai.py judge FOLDER --windows WINDOWS.json
 
-Its cache is float32 by default. `int8` and `int4` have one calibrated scale per channel, the finest that its builder offers on a CPU; the scales come from the keys and values of
-the calibration windows, or of random token ids without them.
+Its cache is float32 by default. `int8` and `int4` have one calibrated scale per channel, the finest that its builder offers on a CPU;
+the scales come from the keys and values of the calibration windows, or of random token ids without them.
 """
 
 from __future__ import annotations
