@@ -110,6 +110,8 @@ CONTENDERS = (
     ours("g32 int8"),
     ours("g32 int4", "kv_cache.bits=4", "kv_cache.zero_point=true"),
     ours("g128 int8", "weights.group_size=128"),
+    ours("g32 gqa", "onnx.attention=gqa", "kv_cache.bits=32"),
+    ours("g32 gqa int8", "onnx.attention=gqa"),
     Contender("genai", "genai", ("--extra", "prune_lm_head=true"), "genai.py"),
     Contender("genai g128", "genai-128", ("--extra", "prune_lm_head=true", "block_size=128"), "genai.py"),
     Contender("genai int8", "genai-int8", ("--kv", "int8", *GENAI_QUANTIZED), "genai.py"),
