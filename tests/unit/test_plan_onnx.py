@@ -61,6 +61,6 @@ def test_grouped_query_attention_has_a_slot_for_every_token_in_every_layer(conte
 def test_heads_that_the_operator_cannot_cut_are_refused() -> None:
     spec = spec_of(tiny_config())
     layers = tuple(replace(layer, attention=replace(layer.attention, head_dim=12)) for layer in spec.layers)
-    with pytest.raises(PlanRefused, match="multiple of 8 channels; nearest that works: onnx.attention=integer"):
+    with pytest.raises(PlanRefused, match=r"multiple of 8 channels; .*: onnx\.attention=integer"):
         check_refusals(replace(spec, layers=layers), recipe(GQA), ONNX)
     check_refusals(replace(spec, layers=layers), recipe(), ONNX)
