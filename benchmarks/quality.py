@@ -1,21 +1,25 @@
 """What each rounding method, group size and cache costs in perplexity, by the oracle alone.
 
-    python -m benchmarks.quality --model FOLDER [--calibration FILE] [--evaluation FILE] [--scales fp16]
+    python -m benchmarks.quality --model FOLDER [--calibration FILE] [--evaluation FILE] [--scales fp16] [--peers FOLDER]
 
-Windows of 256 tokens; codecs are those of the target onnxruntime-cpu. Percent above the full-precision checkpoint.
+Windows of 256 tokens; codecs are those of the target onnxruntime-cpu. Percent above the full-precision checkpoint. `--peers` adds what
+llama.cpp's own quantizations give over the same tokens; its folder is that of benchmarks/onnx_vs_peers.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
+import tempfile
 from pathlib import Path
 
 import torch
 
+from benchmarks.peer_environment import make_environment, peer_python, run_script
 from exporter.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from exporter.plan import cache_settings, recipe_layout, weight_settings
+from exporter.plan import cache_settings, make_plan, recipe_layout, weight_settings
 from exporter.quantize.calibration import KvCalibrator
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.quantize.quantizer import quantize_decoder
@@ -41,19 +45,48 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, default=example_folder() / "calibration.txt")
     parser.add_argument("--evaluation", type=Path, default=example_folder() / "evaluation.txt")
     parser.add_argument("--scales", choices=("lpbq", "fp16"), default="lpbq")
+    parser.add_argument("--peers", type=Path)
     given = parser.parse_args()
     checkpoint = open_checkpoint(given.model, None)
     texts = read_texts(load_recipe("onnx-cpu"), given.calibration, given.evaluation, checkpoint.text_codec())
     sums = layerwise_perplexities(checkpoint.spec, checkpoint, texts.evaluation)
     full = math.exp(sum(sums) / sum(len(window) - 1 for window in texts.evaluation))
-    print(f"full precision {full:.3f}\n\n| groups, method | {' | '.join(CACHES)} |\n|---|{'---|' * len(CACHES)}")
+    print(f"full precision {full:.3f}\n\n| groups, method | bits per weight | {' | '.join(CACHES)} |")
+    print(f"|---|---|{'---|' * len(CACHES)}")
     for group, method in itertools.product((32, 128), ("rtn", "search", "gptq")):
         settings = (f"weights.group_size={group}", f"weights.method={method}", f"weights.scale_format={given.scales}")
         found = perplexities(checkpoint, texts, settings)
         print(
-            f"| {group}, {method} | {' | '.join(f'{percent_rise(value, full):+.2f} %' for value in found)} |",
+            f"| {group}, {method} | {bits_per_weight(checkpoint, settings):.2f} "
+            f"| {' | '.join(f'{percent_rise(value, full):+.2f} %' for value in found)} |",
             flush=True,
         )
+    if given.peers:
+        print_gguf_table(given.peers, given.model, texts, full)
+
+
+def bits_per_weight(checkpoint: Checkpoint, settings: tuple[str, ...]) -> float:
+    """Over all weights, as the target onnxruntime-cpu stores them."""
+    recipe = load_recipe("onnx-cpu", settings)
+    plan = make_plan(checkpoint.spec, recipe, find_target(recipe.target.kind))
+    return 8 * plan.weight_bytes / plan.parameters
+
+
+def print_gguf_table(peers: Path, model: Path, texts: Texts, full: float) -> None:
+    """llama.cpp computes with activations of 8 bits where weights are quantized, so this is what a user of the file gets."""
+    make_environment(peers)
+    with tempfile.TemporaryDirectory() as scratch:
+        windows = Path(scratch) / "windows.json"
+        windows.write_text(json.dumps({"evaluation": texts.evaluation, "calibration": texts.calibration}))
+        arguments = (str(model), str(windows), str(Path(scratch) / "files"))
+        about, *lines = run_script(peer_python(peers), "llama_cpp_quality.py", *arguments)
+    caches = list(lines[0]["perplexity"])
+    print(f"\n{about['version']}\n\n| GGUF | bits per weight | types | KV {' | KV '.join(caches)} |")
+    print(f"|---|---|---|{'---|' * len(caches)}")
+    for line in lines:
+        types = ", ".join(f"{count} {name}" for name, count in line["types"].items())
+        found = [f"{percent_rise(value, full):+.2f} %" if value else "refused" for value in line["perplexity"].values()]
+        print(f"| {line['name']} | {line['bits_per_weight']:.2f} | {types} | {' | '.join(found)} |")
 
 
 def perplexities(checkpoint: Checkpoint, texts: Texts, settings: tuple[str, ...]) -> list[float]:

@@ -9,7 +9,7 @@ const [folder, limit, prompt] = process.argv.slice(2);
 const host = JSON.parse(readFileSync(`${folder}/host.json`, "utf8"));
 const session = await ort.InferenceSession.create(`${folder}/model.onnx`, { logSeverityLevel: 3 });
 const int64 = (values, shape = [values.length]) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), shape);
-const arrays = { int8: Int8Array, uint8: Uint8Array, float16: Uint16Array };
+const arrays = { int8: Int8Array, uint8: Uint8Array, float16: Uint16Array, float32: Float32Array };
 
 const rings = Object.fromEntries(Object.entries(host.rings).map(([name, ring]) => [name, ring.slots]));
 const nothing = 2n ** 63n - 1n; // a slot that holds no position yet
@@ -30,7 +30,8 @@ async function step(tokens, start) {
     feeds[`held.${name}`] = new ort.Tensor("int64", held[name], [slots]);
     feeds[`write_slot.${name}`] = int64([start % slots]);
   }
-  const found = await session.run(feeds);
+  const wanted = ([name]) => session.inputNames.includes(name); // with onnx.attention=gqa, neither `held` nor `write_slot`
+  const found = await session.run(Object.fromEntries(Object.entries(feeds).filter(wanted)));
   caches = Object.fromEntries(Object.keys(caches).map((name) => [name, found[name.replace("past.", "present.")]]));
   return found.logits.data.reduce((best, value, index, all) => (value > all[best] ? index : best), 0);
 }

@@ -18,7 +18,8 @@ host = json.loads((folder / "host.json").read_text(encoding="utf-8"))
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
 session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-types = {"tensor(int8)": np.int8, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}
+types = {"tensor(int8)": np.int8, "tensor(uint8)": np.uint8, "tensor(float16)": np.float16, "tensor(float)": np.float32}
+wanted = {item.name for item in session.get_inputs()}  # with onnx.attention=gqa, neither `held` nor `write_slot`
 
 rings = {name: ring["slots"] for name, ring in host["rings"].items()}
 held = {name: np.full(slots, np.iinfo(np.int64).max) for name, slots in rings.items()}
@@ -40,8 +41,8 @@ def step(token_ids: list[int], start: int) -> int:
     for name, slots in rings.items():
         held[name][positions % slots] = positions
         inputs |= {f"held.{name}": held[name], f"write_slot.{name}": positions[:1] % slots}
-    for name, array in inputs.items():
-        binding.bind_cpu_input(name, array)
+    for name in inputs.keys() & wanted:
+        binding.bind_cpu_input(name, inputs[name])
     for name, cache in caches.items():
         binding.bind_ortvalue_input(f"past.{name}", cache)
         binding.bind_ortvalue_output(f"present.{name}", cache)

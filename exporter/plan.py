@@ -72,8 +72,8 @@ def cache_settings(spec: DecoderSpec, recipe: Recipe) -> CacheSettings:
 
 def recipe_layout(spec: DecoderSpec, recipe: Recipe, target: Target) -> tuple[LayerCache, ...]:
     """Slots of every layer on this target."""
-    multiple = target.slot_multiple(recipe)
-    layers = cache_layout(spec, cache_settings(spec, recipe))
+    settings = cache_settings(spec, recipe)
+    multiple, layers = min(target.slot_multiple(recipe), settings.context), cache_layout(spec, settings)
     return tuple(LayerCache(-(-layer.slots // multiple) * multiple, layer.window, layer.sinks) for layer in layers)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,8 +62,8 @@ class WeightsSection(Section):
 class KvCacheSection(Section):
     """How keys and values are stored."""
 
-    bits: Literal[4, 8, 16] = 8
-    """Bits per cached value."""
+    bits: Literal[4, 8, 16, 32] = 8
+    """Bits per cached value; 16 and 32 are floats."""
     per_channel: bool = True
     """Static codecs (NPU): map every channel's own range onto the codes instead of the layer's."""
     zero_point: bool = False
@@ -136,6 +137,13 @@ class Int4KvGatesSection(GatesSection):
     """Largest rise of perplexity from full precision to oracle, percent."""
 
 
+class AttentionKernel(StrEnum):
+    """What computes attention in an ONNX model."""
+
+    INTEGER = "integer"
+    GQA = "gqa"
+
+
 class OnnxSection(Section):
     """How an ONNX model computes; other targets do not read it."""
 
@@ -143,6 +151,9 @@ class OnnxSection(Section):
     """Activations that meet INT4 weights: rounded to INT8 per block of weights (several times faster), or float32."""
     attention_terms: Literal[1, 2] = 1
     """8-bit terms per query and probability that meet a quantized cache; a second one makes the rounding 250 times finer."""
+    attention: AttentionKernel = AttentionKernel.INTEGER
+    """integer: integer operators over rings, one scale per cached vector. gqa: com.microsoft::GroupQueryAttention, the operator of other
+    exporters, for comparison: a slot for every position in every layer, and static scales per channel where the cache is quantized."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of a session; 0 leaves the choice to ONNX Runtime."""
 

@@ -1,4 +1,4 @@
-"""What all contenders share, so that their numbers mean the same thing: options, and the loop that times them."""
+"""What all contenders share, so that their numbers mean the same thing: options, the loop that times them, perplexity."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Feed = Callable[[np.ndarray], None]
 
 
 def peer_arguments(description: str) -> argparse.ArgumentParser:
-    """`build CHECKPOINT FOLDER` or `time FOLDER`, and how to time."""
+    """`build CHECKPOINT FOLDER`, `time FOLDER` or `judge FOLDER`, and how to time."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("build", "time"))
+    parser.add_argument("command", choices=("build", "time", "judge"))
     parser.add_argument("source", type=Path, nargs="?", help="checkpoint to build from")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--contexts", type=int, nargs="+", default=[64, 1024, 2048])
@@ -29,6 +29,7 @@ def peer_arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--prefill-repeats", type=int, default=2)
+    parser.add_argument("--windows", type=Path, help="token windows: evaluation for judge, calibration for some builds")
     return parser
 
 
@@ -92,6 +93,18 @@ def cpu_seconds(feed: Feed, token_ids: np.ndarray) -> float:
     start = time.process_time()
     feed(token_ids)
     return time.process_time() - start
+
+
+def perplexity(logits: Callable[[list[int]], np.ndarray], windows: list[list[int]]) -> float:
+    """Over token windows, each a conversation of its own, whose first token is given and not predicted. `logits` gives float32 [n, V]
+    for n token ids."""
+    total = 0.0
+    for window in windows:
+        rows = logits(window)[:-1].astype(np.float64)
+        rows -= rows.max(-1, keepdims=True)
+        chosen = rows[np.arange(len(rows)), window[1:]]
+        total += float((np.log(np.exp(rows).sum(-1)) - chosen).sum())
+    return float(np.exp(total / sum(len(window) - 1 for window in windows)))
 
 
 def report(line: dict) -> None:

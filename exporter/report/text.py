@@ -17,6 +17,10 @@ def size_text(count: int) -> str:
     return f"{count} B"
 
 
+def _cache_type(bits: int) -> str:
+    return f"{'FP' if bits >= 16 else 'INT'}{bits}"
+
+
 def plan_lines(plan: Plan) -> list[str]:
     """The plan of an export."""
     lines = [
@@ -27,7 +31,7 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append(f"tied embedding   stored twice, {size_text(plan.tied.extra_bytes)} more: {plan.tied.reason}")
     slots = sorted(set(plan.slots_per_layer))
     lines += [
-        f"kv cache         INT{plan.kv_bits}, {plan.kv_bytes_per_token} B per token, {size_text(plan.kv_bytes_total)} in all",
+        f"kv cache         {_cache_type(plan.kv_bits)}, {plan.kv_bytes_per_token} B per token, {size_text(plan.kv_bytes_total)} in all",
         *(_slots_line(plan, count) for count in slots),
         f"context          {plan.context} tokens",
         f"device memory    {size_text(plan.device_memory_bytes)} at most",
@@ -69,7 +73,7 @@ def summary_lines(report: dict[str, Any], output: Path) -> list[str]:
     return [
         f"artifact         {size_text(artifact['bytes'])} in {output}",
         *([] if fraction is None else [f"delegated        {fraction:.0%} of the operators"]),
-        f"kv cache         INT{cache['bits']}, {size_text(cache['bytes_total'])}, slots {cache['slots_per_layer']}",
+        f"kv cache         {_cache_type(cache['bits'])}, {size_text(cache['bytes_total'])}, slots {cache['slots_per_layer']}",
         *verification_lines(report),
         f"took             {report['export']['wall_s']:.0f} s, {report['export']['cpu_s']:.0f} CPU s, "
         f"{size_text(report['export']['peak_rss_bytes'])} peak memory",

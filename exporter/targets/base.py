@@ -92,7 +92,7 @@ class Target(Protocol):
         """The codec that the recipe's `kv_cache` section means on this target."""
 
     def slot_multiple(self, recipe: Recipe) -> int:
-        """Cache slots are rounded up to this multiple."""
+        """Cache slots are rounded up to this multiple, or to the whole context where that is smaller."""
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         """Everything that stands in the way, found without reading a weight."""

@@ -129,9 +129,27 @@ def test_a_failing_second_target_leaves_nothing(slm_export: SlmExport, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["other.yaml"]
 
 
-def test_the_example_host_writes_the_same_text(slm_export: SlmExport, exported: Path) -> None:
+@pytest.fixture(scope="session")
+def grouped(slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("gqa") / "out"
+    settings = ("onnx.attention=gqa", "onnx.attention_terms=1", "kv_cache.bits=32")
+    slm_export.succeed(*SMALL, *(part for setting in settings for part in ("--set", setting)), "--output", str(output))
+    return output
+
+
+def test_grouped_query_attention_passes_every_gate(grouped: Path) -> None:
+    report = read_json(grouped, "report")
+    assert report["parity"]["passed"]
+    assert report["artifact"]["operators"]["com.microsoft::GroupQueryAttention"] == 6
+    assert set(report["kv_cache"]["slots_per_layer"]) == {report["plan"]["context"]}
+
+
+@pytest.mark.parametrize("fixture", ["exported", "grouped"])
+def test_the_example_host_writes_the_same_text(
+    fixture: str, slm_export: SlmExport, request: pytest.FixtureRequest
+) -> None:
     """With onnxruntime, numpy and tokenizers alone: `examples/onnx_generate.py` shares no code with the driver."""
-    prompt = "Once upon a time, there was a little"
+    exported, prompt = request.getfixturevalue(fixture), "Once upon a time, there was a little"
     example = slm_export.repository / "examples" / "onnx_generate.py"
     command = [sys.executable, str(example), str(exported), prompt, "12"]
     written = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout.strip()

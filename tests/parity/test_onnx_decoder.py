@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 pytest.importorskip("onnx_ir", reason="the onnx extra is not installed")
 
-from exporter.decoder.cache import CacheSettings, cache_layout
+from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.spec import Activation, RotaryScaling, RotaryScalingKind
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightFormat
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, save_quantized
@@ -47,15 +47,27 @@ MODELS = {
     "remainder-groups": TinyModel(hidden_size=40, inner_size=56),
 }
 SETTINGS = {"activation_bits": 32, "attention_terms": 2}
+GQA_SETTINGS = {"activation_bits": 32, "attention": "gqa"}
+GQA_CODECS = {
+    "float32": KvFormat(32, KvScaling.NONE),
+    "float16": KvFormat(16, KvScaling.NONE),
+    "int8": KvFormat(8, KvScaling.STATIC, per_channel=True),
+    "int8-one-scale": KvFormat(8, KvScaling.STATIC),
+    "int4": KvFormat(4, KvScaling.STATIC, per_channel=True),
+}
 
 
-def export(model: TinyModel, kv_format: KvFormat, cache: CacheSettings, folder: Path) -> QuantizedDecoder:
+def export(
+    model: TinyModel, kv_format: KvFormat, cache: CacheSettings, folder: Path, settings: dict = SETTINGS
+) -> QuantizedDecoder:
     spec = model.spec()
     weights, layout = random_weights(spec, FP16_32), cache_layout(spec, cache)
+    if settings is GQA_SETTINGS:
+        layout = tuple(LayerCache(cache.context, layer.window) for layer in layout)
     constants = calibrated_constants(spec, weights, kv_format)
     decoder = QuantizedDecoder(spec, weights, layout, kv_format, constants, cache.chunk, cache.context)
     save_quantized(decoder, folder)
-    arguments = {"quantized": str(folder), "artifact": str(folder), "settings": SETTINGS}
+    arguments = {"quantized": str(folder), "artifact": str(folder), "settings": settings}
     lower_in_child(arguments, lambda event: None)
     return decoder
 
@@ -88,6 +100,22 @@ def test_codecs_compose_with_windows_and_sinks(kv_format: KvFormat, cache: Cache
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_everything_that_a_spec_can_say(model: TinyModel, tmp_path: Path) -> None:
     decoder = export(model, CODECS["int8"], CACHES["full"], tmp_path)
+    require_parity(decoder, tmp_path)
+
+
+@pytest.mark.parametrize("kv_format", GQA_CODECS.values(), ids=GQA_CODECS)
+def test_grouped_query_attention_with_every_cache(kv_format: KvFormat, tmp_path: Path) -> None:
+    """One layer has a window that masks, one has none. Cached bytes are the codec's."""
+    decoder = export(TinyModel(query_key_norm=True), kv_format, CACHES["full"], tmp_path, GQA_SETTINGS)
+    require_parity(decoder, tmp_path)
+    attention = decoder.spec.layers[0].attention
+    per_slot = 2 * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
+    assert open_driver(tmp_path).kv_bytes() == per_slot * sum(layer.slots for layer in decoder.layout)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_grouped_query_attention_of_every_model(model: TinyModel, tmp_path: Path) -> None:
+    decoder = export(model, GQA_CODECS["float32"], CACHES["imposed-window"], tmp_path, GQA_SETTINGS)
     require_parity(decoder, tmp_path)
 
 

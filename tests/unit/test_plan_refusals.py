@@ -57,6 +57,7 @@ REFUSED = [
     pytest.param(unchanged, ["weights.scale_format=fp16"], "fp16", "weights.scale_format=lpbq", id="fp16 scales"),
     pytest.param(unchanged, ["weights.scale_format=bf16"], "bf16", "weights.scale_format=lpbq", id="bf16 scales"),
     pytest.param(unchanged, ["kv_cache.bits=16"], "16-bit KV", "kv_cache.bits=8", id="16-bit KV"),
+    pytest.param(unchanged, ["kv_cache.bits=32"], "16 bits at most", "kv_cache.bits=8", id="float32 KV"),
     pytest.param(
         unchanged, ["kv_cache.zero_point=true"], "zero point", "kv_cache.zero_point=false", id="zero point per token"
     ),

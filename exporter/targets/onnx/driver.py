@@ -159,6 +159,8 @@ class Step:
         named = {TOKENS: self._tokens, POSITIONS: self._positions, LOGIT_ROWS: rows}
         named |= {f"{HELD}.{name}": held for name, held in caches.held.items()}
         named |= {f"{WRITE_SLOT}.{name}": slot for name, slot in caches.write_slot.items()}
+        declared = {item.name for item in session.get_inputs()}
+        named = {name: array for name, array in named.items() if name in declared}
         self._inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in named.items()}
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -178,6 +180,7 @@ NUMPY_TYPES = {
     "tensor(int8)": np.int8,
     "tensor(uint8)": np.uint8,
     "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
 }
 
 

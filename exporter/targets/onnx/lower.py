@@ -68,7 +68,9 @@ def _outcome(decoder: QuantizedDecoder, folder: Path) -> LowerOutcome:
         delegation=None,
         kv_bytes_total=sum(_bytes(value, slots) for value in caches),
         slots_per_layer=tuple(
-            slots[str(value.shape[3])] for value in caches if value.shape and str(value.name).endswith(".keys")
+            slots[str(next(size for size in value.shape if not isinstance(size, int)))]
+            for value in caches
+            if value.shape and str(value.name).endswith(".keys")
         ),
         notes=asdict(figures),
         requirements={

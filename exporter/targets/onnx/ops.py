@@ -19,8 +19,9 @@ from exporter.decoder.spec import SHARED_INPUTS, Activation, AttentionSpec, Deco
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.formats import KvFormat
 from exporter.quantize.kv_codec import LayerKvConstants
-from exporter.recipe import OnnxSection
+from exporter.recipe import AttentionKernel, OnnxSection
 from exporter.targets.onnx.attention import CachedAttention, CachedSide, CachePart, cache_parts
+from exporter.targets.onnx.gqa import GroupedQueryAttention
 from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value
 from exporter.targets.onnx.names import HELD, LOGIT_ROWS, PAST, POSITIONS, PRESENT, TOKENS, WRITE_SLOT
 from exporter.targets.onnx.weights import StoredMatrix
@@ -60,6 +61,10 @@ class OnnxOps:
         self._positions = self.graph.input(POSITIONS, ir.DataType.INT64, (1, "S"))
         self._logit_rows = self.graph.input(LOGIT_ROWS, ir.DataType.INT64, ("L",))
         self._tiled: dict[tuple[LayerCache, int], Value] = {}
+        self._grouped: GroupedQueryAttention | None = None
+        if settings.attention is AttentionKernel.GQA:
+            self._grouped = GroupedQueryAttention(self.graph, kv_format, self._positions)
+            return
         self._masks = {ring: self._mask(ring) for ring in dict.fromkeys(layout)}
         self._write_slots = {
             ring: self.graph.input(f"{WRITE_SLOT}.{ring.name}", ir.DataType.INT64, (1,)) for ring in self._masks
@@ -109,6 +114,9 @@ class OnnxOps:
 
     def attention(self, layer: int, attention: AttentionSpec, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         ring = self.layout[layer]
+        if self._grouped is not None:
+            given = (self._value(query), self._value(key), self._value(value))
+            return Tensor(self._grouped.attend(layer, attention, ring, self.kv_constants[layer], *given))
         writer = CachedAttention(
             self.graph, layer, attention, self.kv_format, self.kv_constants[layer], self.settings.attention_terms
         )

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from exporter.child import run_child
 from exporter.decoder.spec import DecoderSpec
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
-from exporter.recipe import Recipe
+from exporter.recipe import AttentionKernel, Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 
 LOWER_TIME_LIMIT_S = 3600.0
@@ -26,24 +26,26 @@ class OnnxTarget:
 
     def kv_format(self, recipe: Recipe) -> KvFormat:
         cache = recipe.kv_cache
-        if cache.bits == 16:
-            return KvFormat(16, KvScaling.NONE)
+        if cache.bits >= 16:
+            return KvFormat(cache.bits, KvScaling.NONE)
+        if recipe.onnx.attention is AttentionKernel.GQA:
+            return KvFormat(cache.bits, KvScaling.STATIC, per_channel=cache.per_channel)
         return KvFormat(cache.bits, KvScaling.PER_TOKEN, cache.zero_point, cache.rotation)
 
     def slot_multiple(self, recipe: Recipe) -> int:
-        return 1
+        """GroupQueryAttention counts slots as positions: a slot for each of the context."""
+        return recipe.cache.context if recipe.onnx.attention is AttentionKernel.GQA else 1
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        found = []
+        found = (
+            _gqa_refusals(spec, recipe) if recipe.onnx.attention is AttentionKernel.GQA else _integer_refusals(recipe)
+        )
         if recipe.weights.scale_format is ScaleFormat.BF16:
             found.append(
                 Refusal(
                     "weights.scale_format bf16 does not fit the fp16 scales of MatMulNBits", "weights.scale_format=fp16"
                 )
             )
-        if recipe.kv_cache.bits == 16 and (recipe.kv_cache.zero_point or recipe.kv_cache.rotation):
-            settings = "kv_cache.zero_point=false, kv_cache.rotation=false"
-            found.append(Refusal("an fp16 cache has no codes that a zero point or a rotation could help", settings))
         widths = {layer.attention.head_dim for layer in spec.layers}
         if recipe.kv_cache.bits == 4 and any(width % 2 for width in widths):
             found.append(
@@ -79,6 +81,33 @@ class OnnxTarget:
         log = request.logs / "lower.log"
         result = run_child("exporter.targets.onnx.lower:lower_in_child", arguments, log, LOWER_TIME_LIMIT_S)
         return TypeAdapter(LowerOutcome).validate_python(result)
+
+
+def _integer_refusals(recipe: Recipe) -> list[Refusal]:
+    found = []
+    if recipe.kv_cache.bits == 32:
+        reason = "a float32 cache is GroupQueryAttention's; integer attention caches fp16 at most"
+        found.append(Refusal(reason, "kv_cache.bits=16"))
+    elif recipe.kv_cache.bits == 16 and (recipe.kv_cache.zero_point or recipe.kv_cache.rotation):
+        settings = "kv_cache.zero_point=false, kv_cache.rotation=false"
+        found.append(Refusal("an fp16 cache has no codes that a zero point or a rotation could help", settings))
+    return found
+
+
+def _gqa_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
+    """What the operator GroupQueryAttention has no place for."""
+    found = []
+    if recipe.kv_cache.zero_point or recipe.kv_cache.rotation:
+        settings = "kv_cache.zero_point=false, kv_cache.rotation=false"
+        found.append(Refusal("GroupQueryAttention has static scales, and neither zero points nor rotations", settings))
+    if recipe.cache.sinks:
+        found.append(Refusal("GroupQueryAttention keeps no sink tokens behind its window", "onnx.attention=integer"))
+    if recipe.onnx.attention_terms == 2:
+        reason = "GroupQueryAttention rounds queries and probabilities as it likes; it has no terms"
+        found.append(Refusal(reason, "onnx.attention_terms=1"))
+    if any(layer.attention.head_dim % 8 for layer in spec.layers):
+        found.append(Refusal("GroupQueryAttention needs heads of a multiple of 8 channels", "onnx.attention=integer"))
+    return found
 
 
 TARGETS.add("onnxruntime-cpu", OnnxTarget())

@@ -108,6 +108,8 @@ def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
                 "weights.scale_format=lpbq",
             )
         )
+    if recipe.kv_cache.bits == 32:
+        found.append(Refusal("the HTP computes with 16 bits at most", "kv_cache.bits=8"))
     if recipe.kv_cache.bits == 16:
         found.append(Refusal("16-bit KV doubles the HTP's matrix products for no gain in quality", "kv_cache.bits=8"))
     if recipe.kv_cache.zero_point or recipe.kv_cache.rotation:
