@@ -38,7 +38,7 @@ class DecoderWeights:
         return self._dense[name]
 
     def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        return self.matrices[name].rows(index)
+        return self.vectors[name][index] if name in self.vectors else self.matrices[name].rows(index)
 
     def release(self) -> None:
         """Forgets dequantized copies."""

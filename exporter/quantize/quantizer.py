@@ -12,17 +12,18 @@ from collections.abc import Callable, Sequence
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from exporter.decoder.eager_ops import normalize
-from exporter.decoder.forward import decode_layer
+from exporter.decoder.forward import decode_embedding, decode_final_norm, decode_layer
 from exporter.decoder.sequence_ops import Hooks, ObserveAttention, SequenceOps
 from exporter.decoder.spec import (
     EMBEDDING,
-    FINAL_NORM,
     HEAD,
     SHARED_INPUTS,
     DecoderSpec,
     WeightKind,
+    WeightSpec,
+    embedding_weights,
     head_name,
+    head_weights,
     layer_weights,
 )
 from exporter.decoder.weights import DecoderWeights, WeightStore
@@ -63,13 +64,21 @@ class _LayerwiseQuantizer:
 
     def run(self, windows: Sequence[Sequence[int]], report: Report) -> DecoderWeights:
         table = self.source.dense(EMBEDDING)
-        hidden, length = table[torch.tensor(windows).flatten()], len(windows[0])
+        length = len(windows[0])
+        self._keep_vectors(embedding_weights(self.spec))
+        whole = SequenceOps(DecoderWeights({}, {**self.vectors, EMBEDDING: table}), length)
+        hidden = decode_embedding(whole, self.spec, torch.tensor(windows).flatten())
         for index in range(len(self.spec.layers)):
             hidden = self._quantize_layer(index, hidden, length)
             report(index + 1, len(self.spec.layers))
-        self.vectors[FINAL_NORM] = self.source.dense(FINAL_NORM)
-        self._quantize_tables(table, hidden)
+        self._keep_vectors(head_weights(self.spec))
+        normed = decode_final_norm(SequenceOps(DecoderWeights({}, self.vectors), length), self.spec, hidden)
+        self._quantize_tables(table, normed)
         return DecoderWeights(self.matrices, self.vectors)
+
+    def _keep_vectors(self, weights: Sequence[WeightSpec]) -> None:
+        vectors = [weight.name for weight in weights if weight.kind is WeightKind.VECTOR]
+        self.vectors.update({name: self.source.dense(name) for name in vectors})
 
     def _quantize_layer(self, index: int, hidden: torch.Tensor, length: int) -> torch.Tensor:
         """Quantizes one layer given its inputs [N * S, D]; returns its outputs with quantized weights."""
@@ -95,8 +104,8 @@ class _LayerwiseQuantizer:
         matrix = self._quantize(stacked, inputs, self.settings.matrix_format())
         return dict(zip(names, split_rows(matrix, [dense[name].shape[0] for name in names]), strict=True))
 
-    def _quantize_tables(self, table: torch.Tensor, hidden: torch.Tensor) -> None:
-        normed = normalize(hidden, self.vectors[FINAL_NORM], self.spec.final_norm)
+    def _quantize_tables(self, table: torch.Tensor, normed: torch.Tensor) -> None:
+        """`normed` is what the head reads: float32 [N * S, D]."""
         for name in _tables(self.spec):
             values = table if name == EMBEDDING else self.source.dense(name)
             weight_format = self.settings.table_format(name, self.spec)

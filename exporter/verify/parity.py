@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from exporter.decoder.forward import decode_chunk, decode_head, decode_layer
+from exporter.decoder.forward import decode_chunk, decode_embedding, decode_head, decode_layer
 from exporter.decoder.sequence_ops import SequenceOps
-from exporter.decoder.spec import EMBEDDING, FINAL_NORM, DecoderSpec, head_name, layer_weights
+from exporter.decoder.spec import EMBEDDING, DecoderSpec, embedding_weights, head_weights, layer_weights
 from exporter.decoder.torch_ops import TorchOps
 from exporter.decoder.weights import DecoderWeights, WeightStore
 
@@ -73,13 +73,13 @@ class PerplexityMeter:
 
 def layerwise_perplexities(spec: DecoderSpec, source: WeightStore, windows: Sequence[Sequence[int]]) -> list[float]:
     """Summed negative log-likelihood of each window in full precision, with one layer's weights in memory at a time."""
-    table, length = source.dense(EMBEDDING), len(windows[0])
-    hidden = table[torch.tensor(windows).flatten()]
+    first, length = {weight.name: source.dense(weight.name) for weight in embedding_weights(spec)}, len(windows[0])
+    hidden = decode_embedding(SequenceOps(DecoderWeights({}, first), length), spec, torch.tensor(windows).flatten())
     for index in range(len(spec.layers)):
         dense = {weight.name: source.dense(weight.name) for weight in layer_weights(spec, index)}
         hidden = decode_layer(SequenceOps(DecoderWeights({}, dense), length), spec, index, hidden)
-    name = head_name(spec)
-    dense = {FINAL_NORM: source.dense(FINAL_NORM), name: table if name == EMBEDDING else source.dense(name)}
+    dense = {weight.name: source.dense(weight.name) for weight in head_weights(spec)}
+    dense |= {EMBEDDING: first[EMBEDDING]} if spec.tied_embedding else {}
     ops, sums = SequenceOps(DecoderWeights({}, dense), length), []
     for rows, window in zip(hidden.split(length), windows, strict=True):
         meter = PerplexityMeter()
