@@ -33,7 +33,7 @@ def gemma2(**changes: Any) -> Gemma2Config:
         "sliding_window": WINDOW,
         "query_pre_attn_scalar": 40,
         "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 1.5,
+        "final_logit_softcapping": 20.0,
     }
     return Gemma2Config(**tiny_shape(**switches | changes))
 
@@ -87,12 +87,12 @@ GEMMA_CASES = {
         ),
         {
             "cap on scores": attention(score_cap=2.0),
-            "cap on logits": whole(logits_cap=1.0),
+            "cap on logits": whole(logits_cap=20.0),
             "no bias": attention(output_bias=False),
         },
     ),
     "gemma3_text": Case(
-        gemma3(final_logit_softcapping=1.5),
+        gemma3(final_logit_softcapping=20.0),
         {
             "no window": NONE_WINDOWED,
             "one base": rotary(theta=10000.0),

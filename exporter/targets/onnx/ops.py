@@ -132,7 +132,7 @@ class OnnxOps:
     def logits(self, value: Tensor, table: str, bias: str | None = None) -> Tensor:
         """Only the rows that the caller asks for meet the head."""
         rows = self.graph.node("Gather", self._value(value), self._logit_rows, axis=1, name="logit_rows_of_chunk")
-        product = self._matrix(table, (table,)).multiply(rows, "logits")
+        product = self._matrix(table, (table,)).multiply(rows, "head.product")
         return Tensor(product if bias is None else self.graph.node("Add", product, self._vector(bias)))
 
     def soft_cap(self, value: Tensor, cap: float) -> Tensor:
