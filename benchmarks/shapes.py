@@ -66,6 +66,7 @@ def write_random_checkpoint(config: dict, folder: Path, seed: int = 0) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     family = find_family(Config(config))
+    weights = family.weights(Config(config))
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for weight in decoder_weights(family.decoder_spec(Config(config))):
@@ -73,7 +74,7 @@ def write_random_checkpoint(config: dict, folder: Path, seed: int = 0) -> None:
             values = torch.ones(weight.shape)
         else:
             values = torch.randn(weight.shape, generator=generator) * weight.shape[-1] ** -0.5
-        tensors[family.tensor_name(weight.name)] = values.bfloat16()
+        tensors[weights.source(weight.name).tensor] = values.bfloat16()
     save_file(tensors, folder / "model.safetensors")
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(example_folder() / "model" / name, folder / name)

@@ -14,7 +14,7 @@ from exporter.checkpoint.checkpoint import file_sha256, open_checkpoint
 from exporter.errors import ToolchainMissing
 from exporter.folder import OutputFolder
 from exporter.manifest import REPORT_FILE, check_integrity, exported_recipe, read_manifest, write_manifest
-from exporter.plan import plan_export
+from exporter.plan import cache_settings, plan_export
 from exporter.progress import StageDisplay, peak_rss_bytes
 from exporter.quantize.quantized_checkpoint import load_quantized
 from exporter.recipe import Recipe
@@ -98,6 +98,7 @@ def export(request: ExportRequest, display: StageDisplay, logits: Path | None = 
 def _load(request: ExportRequest, target: Target, display: StageDisplay) -> Run:
     with display.stage("load") as stage:
         checkpoint = open_checkpoint(request.model_folder, request.adapter)
+        checkpoint = checkpoint.for_context(cache_settings(checkpoint.spec, request.recipe).context)
         texts = read_texts(request.recipe, request.calibration_file, request.evaluation_file, checkpoint.text_codec())
         inputs = {path.name: file_sha256(path) for path in checkpoint.input_files()}
         stage.note = checkpoint.spec.family

@@ -68,6 +68,7 @@ def quantize(run: Run) -> Path:
     key = content_key(
         {
             "inputs": run.weight_hashes(),
+            "spec": asdict(run.checkpoint.spec),
             "weights": recipe.weights.model_dump(mode="json"),
             "text": run.texts.calibration,
             "seed": recipe.seed,
@@ -96,7 +97,14 @@ def quantize(run: Run) -> Path:
 
 def reference(run: Run) -> list[float]:
     """Summed negative log-likelihood of each evaluation window in full precision."""
-    key = content_key({"inputs": run.weight_hashes(), "text": run.texts.evaluation, "torch": torch.__version__})
+    key = content_key(
+        {
+            "inputs": run.weight_hashes(),
+            "spec": asdict(run.checkpoint.spec),
+            "text": run.texts.evaluation,
+            "torch": torch.__version__,
+        }
+    )
 
     def write(folder: Path) -> None:
         with run.display.stage("reference") as stage:

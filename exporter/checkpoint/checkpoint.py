@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from exporter.checkpoint.config import Config
 from exporter.checkpoint.family import Family, find_family
 from exporter.checkpoint.tensors import TensorFolder
 from exporter.checkpoint.text import TextCodec
-from exporter.decoder.spec import EMBEDDING, HEAD, DecoderSpec, WeightSpec, decoder_weights
+from exporter.checkpoint.weight_map import Source
+from exporter.decoder.spec import EMBEDDING, HEAD, DecoderSpec, WeightSpec, decoder_weights, for_context
 from exporter.decoder.weights import blockwise_product
 from exporter.errors import CheckpointError
 
@@ -32,13 +33,32 @@ class Checkpoint:
     spec: DecoderSpec
     tensors: TensorFolder
     adapter: LoraAdapter | None
+    _unpacked: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
+    """The last weight whose rows are not rows of a tensor: unpacked once, however many blocks of it are asked for."""
 
     def weight(self, name: str, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """One weight, or some of its rows, by canonical name: float32, adapter merged. Read from disk each time, so that memory stays
         bounded. Raises CheckpointError when it is not finite."""
-        tensor_name = self.family.tensor_name(name)
-        values = self.tensors.read(tensor_name, rows)
-        return values if self.adapter is None else self.adapter.apply(tensor_name, values, rows)
+        source = self.source(name)
+        stored = source.stored_rows(rows, self.tensors.shape(source.tensor)[0])
+        if stored is not None:
+            return source.scaled(self._read(source.tensor, stored))
+        if name not in self._unpacked:
+            self._unpacked.clear()
+            self._unpacked[name] = source.scaled(source.unpack(self._read(source.tensor, slice(None))))
+        return self._unpacked[name][rows]
+
+    def _read(self, tensor: str, rows: slice | torch.Tensor) -> torch.Tensor:
+        values = self.tensors.read(tensor, rows)
+        return values if self.adapter is None else self.adapter.apply(tensor, values, rows)
+
+    def source(self, name: str) -> Source:
+        """Where a weight lies in the files."""
+        return _find_source(self.family, self.config, self.tensors, name)
+
+    def for_context(self, context: int) -> Checkpoint:
+        """The checkpoint as a decoder with room for `context` tokens reads it."""
+        return replace(self, spec=for_context(self.spec, context))
 
     def dense(self, name: str) -> torch.Tensor:
         return self.weight(name)
@@ -47,8 +67,12 @@ class Checkpoint:
         return self.weight(name, index)
 
     def product(self, value: torch.Tensor, name: str) -> torch.Tensor:
-        rows, columns = self.tensors.shape(self.family.tensor_name(name))
+        rows, columns = self._shapes[name]
         return blockwise_product(value, (rows, columns), functools.partial(self.weight, name))
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {weight.name: weight.shape for weight in decoder_weights(self.spec)}
 
     def text_codec(self) -> TextCodec:
         return TextCodec.read(self.folder, self.config, self.spec.vocab_size)
@@ -73,34 +97,46 @@ def open_checkpoint(folder: Path, adapter: Path | None = None) -> Checkpoint:
     spec = family.decoder_spec(config)
     tensors = TensorFolder(folder)
     merged = None if adapter is None else LoraAdapter(adapter)
+    checkpoint = Checkpoint(folder, config, family, spec, tensors, merged)
     for weight in decoder_weights(spec):
-        _check_weight(folder, family, tensors, weight)
-    _check_tie(folder, family, spec, tensors)
+        _check_weight(folder, tensors, weight, checkpoint.source(weight.name))
+    _check_tie(checkpoint)
     if merged is not None:
-        merged.check_shapes({family.tensor_name(weight.name): weight.shape for weight in decoder_weights(spec)})
-    return Checkpoint(folder, config, family, spec, tensors, merged)
+        sources = [checkpoint.source(weight.name) for weight in decoder_weights(spec)]
+        merged.check_shapes({source.tensor: tensors.shape(source.tensor) for source in sources})
+    return checkpoint
 
 
-def _check_tie(folder: Path, family: Family, spec: DecoderSpec, tensors: TensorFolder) -> None:
+def _find_source(family: Family, config: Config, tensors: TensorFolder, name: str) -> Source:
+    """A checkpoint of the bare decoder names its tensors without the prefix."""
+    weights = family.weights(config)
+    source = weights.source(name)
+    bare = source.tensor.removeprefix(weights.prefix)
+    return replace(source, tensor=bare) if source.tensor not in tensors and bare in tensors else source
+
+
+def _check_tie(checkpoint: Checkpoint) -> None:
     """A tied config whose file holds another head would silently export the wrong one."""
-    head, table = family.tensor_name(HEAD), family.tensor_name(EMBEDDING)
-    if spec.tied_embedding and head in tensors and not torch.equal(tensors.read(head), tensors.read(table)):
+    tensors = checkpoint.tensors
+    head, table = checkpoint.source(HEAD).tensor, checkpoint.source(EMBEDDING).tensor
+    tied = checkpoint.spec.tied_embedding
+    if tied and head in tensors and not torch.equal(tensors.read(head), tensors.read(table)):
         raise CheckpointError(
-            f"{folder}: tie_word_embeddings is true, but {head} differs from {table}",
+            f"{checkpoint.folder}: tie_word_embeddings is true, but {head} differs from {table}",
             "set tie_word_embeddings to false in config.json, or remove the tensor",
         )
 
 
-def _check_weight(folder: Path, family: Family, tensors: TensorFolder, weight: WeightSpec) -> None:
-    name = family.tensor_name(weight.name)
+def _check_weight(folder: Path, tensors: TensorFolder, weight: WeightSpec, source: Source) -> None:
+    name, shape = source.tensor, source.stored_shape(weight.shape)
     if name not in tensors:
         hint = "set tie_word_embeddings in config.json if the head shares the embedding" if weight.name == HEAD else ""
         raise CheckpointError(
             f"{folder}: tensor {name} is missing from the safetensors files", hint or "copy all shards"
         )
-    if tensors.shape(name) != weight.shape:
+    if tensors.shape(name) != shape:
         raise CheckpointError(
-            f"{folder}: tensor {name} has shape {tensors.shape(name)}, config.json implies {weight.shape}",
+            f"{folder}: tensor {name} has shape {tensors.shape(name)}, config.json implies {shape}",
             "check that config.json belongs to these weights",
         )
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from exporter.decoder.spec import Activation, RotaryScaling, RotaryScalingKind, RotarySpec
+from exporter.decoder.spec import Activation
 from exporter.errors import CheckpointError
 from exporter.registry import did_you_mean
 
@@ -17,6 +17,7 @@ ACTIVATIONS = {
     "gelu": Activation.GELU,
     "gelu_new": Activation.GELU_TANH,
     "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH,
     "relu": Activation.RELU,
 }
 
@@ -26,6 +27,12 @@ class Config:
 
     def __init__(self, values: dict[str, Any], source: str = "config.json") -> None:
         self.values, self.source = values, source
+
+    def named(self, names: dict[str, str]) -> Config:
+        """The same config for a family that has its own names for some fields: usual name -> its own, which is then the one that
+        faults speak of. A file that has the usual name keeps it."""
+        own = {usual: name for usual, name in names.items() if usual not in self.values}
+        return _NamedConfig(self.values, self.source, own)
 
     @staticmethod
     def read(path: Path) -> Config:
@@ -92,51 +99,35 @@ class Config:
     def optional_integer(self, field: str) -> int | None:
         return None if self.get(field) is None else self.integer(field)
 
-    def activation(self, field: str = "hidden_act") -> Activation:
-        name = self.text(field, "silu")
+    def cap(self, field: str, default: float | None = None) -> float | None:
+        """A positive number; null means none, absence the default."""
+        if field in self.values and self.get(field) is None:
+            return None
+        return None if self.get(field, default) is None else self.positive(field, default)
+
+    def activation(self, field: str = "hidden_act", default: str = "silu") -> Activation:
+        name = self.text(field, default)
         if name not in ACTIVATIONS:
             raise CheckpointError(
                 f"{self.source}: {field}: unsupported activation {name!r}", did_you_mean(name, list(ACTIVATIONS))
             )
         return ACTIVATIONS[name]
 
-    def rotary(self, head_dim: int) -> RotarySpec:
-        """Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before)."""
-        current, former = self.section("rope_parameters"), self.section("rope_scaling")
-        if current.values and former.values:
-            raise self.fault(
-                "rope_scaling", "stands beside rope_parameters; keep the one that the model was trained with"
-            )
-        parameters = current if current.values else former
-        theta = parameters.positive("rope_theta", self.positive("rope_theta", 10000.0))
-        share = parameters.number("partial_rotary_factor", self.number("partial_rotary_factor", 1.0))
-        if share != 1:
-            raise self.fault("partial_rotary_factor", f"{share:g}: this family rotates whole heads")
-        return RotarySpec(head_dim, theta, self._rotary_scaling(parameters))
+    def refuse(self, field: str, *neutral: Any) -> None:
+        """Raises CheckpointError when a field that is not supported has a value that matters."""
+        if self.get(field) is not None and self.get(field) not in neutral:
+            raise self.fault(field, f"{self.get(field)!r} is not supported")
 
-    def _rotary_scaling(self, parameters: Config) -> RotaryScaling | None:
-        kind = parameters.text("rope_type", parameters.text("type", "default"))
-        if kind == "default":
-            return None
-        known = [entry.value for entry in RotaryScalingKind]
-        if kind not in known:
-            raise CheckpointError(f"{parameters.source}: unsupported rope_type {kind!r}", did_you_mean(kind, known))
-        if parameters.get("factor") is None:
-            raise parameters.fault("factor", f"is required by rope_type {kind!r}")
-        for unsupported, neutral in (("truncate", True), ("mscale", None), ("mscale_all_dim", None)):
-            if parameters.get(unsupported, neutral) != neutral:
-                raise parameters.fault(unsupported, "is not supported")
-        sharpening = parameters.get("attention_factor")
-        original = self.integer("original_max_position_embeddings", self.integer("max_position_embeddings"))
-        if self.get("original_max_position_embeddings") is None:
-            original = parameters.integer("original_max_position_embeddings", original)
-        return RotaryScaling(
-            RotaryScalingKind(kind),
-            parameters.positive("factor"),
-            original,
-            parameters.positive("low_freq_factor", 1.0),
-            parameters.positive("high_freq_factor", 4.0),
-            parameters.positive("beta_fast", 32.0),
-            parameters.positive("beta_slow", 1.0),
-            None if sharpening is None else parameters.positive("attention_factor"),
-        )
+
+class _NamedConfig(Config):
+    """Reads usual field names from a family's own."""
+
+    def __init__(self, values: dict[str, Any], source: str, own: dict[str, str]) -> None:
+        super().__init__(values, source)
+        self._own = own
+
+    def get(self, field: str, default: Any = None) -> Any:
+        return super().get(self._own.get(field, field), default)
+
+    def fault(self, field: str, problem: str) -> CheckpointError:
+        return super().fault(self._own.get(field, field), problem)

@@ -13,6 +13,11 @@ def normalize(value: torch.Tensor, gain: torch.Tensor, norm: NormSpec) -> torch.
     return value * torch.rsqrt(value.square().mean(-1, keepdim=True) + norm.eps) * gain
 
 
+def capped(value: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """cap * tanh(value / cap); None caps nothing."""
+    return value if cap is None else torch.tanh(value / cap) * cap
+
+
 def rotate(value: torch.Tensor, rotary: RotarySpec, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     """Rotates the leading channels of [..., Hd] by tables that broadcast to [..., dimensions / 2]."""
     rotated, passed = value[..., : rotary.dimensions], value[..., rotary.dimensions :]
@@ -45,6 +50,10 @@ class EagerOps:
     def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
         return normalize(value, self.weights.dense(gain), norm)
 
+    def layer_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
+        offset = self.weights.dense(f"{gain}.bias") if norm.bias else None
+        return torch.nn.functional.layer_norm(value, value.shape[-1:], self.weights.dense(gain), offset, norm.eps)
+
     def split_heads(self, value: torch.Tensor, heads: int) -> torch.Tensor:
         return value.unflatten(-1, (heads, -1))
 
@@ -57,5 +66,9 @@ class EagerOps:
     def add(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return left + right
 
-    def logits(self, value: torch.Tensor, table: str) -> torch.Tensor:
-        return self.weights.product(value, table)
+    def logits(self, value: torch.Tensor, table: str, bias: str | None = None) -> torch.Tensor:
+        product = self.weights.product(value, table)
+        return product if bias is None else product + self.weights.dense(bias)
+
+    def soft_cap(self, value: torch.Tensor, cap: float) -> torch.Tensor:
+        return capped(value, cap)

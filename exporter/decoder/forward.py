@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from exporter.decoder.ops import Ops, Tensor
-from exporter.decoder.spec import EMBEDDING, FINAL_NORM, DecoderSpec, FeedForwardSpec, LayerSpec, head_name
+from exporter.decoder.spec import (
+    EMBEDDING,
+    EMBEDDING_NORM,
+    FINAL_NORM,
+    HEAD_BIAS,
+    POSITIONS,
+    AttentionSpec,
+    DecoderSpec,
+    FeedForwardSpec,
+    LayerSpec,
+    NormKind,
+    NormSpan,
+    NormSpec,
+    head_name,
+)
 
 
 def decode_chunk(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tensor:
@@ -13,42 +27,79 @@ def decode_chunk(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tens
 
 def decode_hidden(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tensor:
     """The chunk's hidden states before the final norm: token ids [S] -> [S, D]."""
-    hidden = ops.embedding(token_ids, EMBEDDING)
+    hidden = decode_embedding(ops, spec, token_ids)
     for index in range(len(spec.layers)):
         hidden = decode_layer(ops, spec, index, hidden)
     return hidden
 
 
+def decode_embedding(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tensor:
+    """What the first layer reads: token ids [S] -> [S, D]."""
+    hidden = ops.embedding(token_ids, EMBEDDING)
+    if spec.learned_positions:
+        hidden = ops.add(hidden, ops.positions(POSITIONS))
+    return _norm(ops, hidden, EMBEDDING_NORM, spec.embedding_norm)
+
+
 def decode_layer(ops: Ops[Tensor], spec: DecoderSpec, index: int, hidden: Tensor) -> Tensor:
-    """One pre-norm layer with residual connections: [S, D] -> [S, D]."""
+    """One layer with its residual connections: [S, D] -> [S, D]."""
     layer, prefix = spec.layers[index], f"layers.{index}"
-    normed = ops.rms_norm(hidden, f"{prefix}.attention_norm", layer.attention_norm)
-    hidden = ops.add(hidden, _attention(ops, layer, index, normed))
-    normed = ops.rms_norm(hidden, f"{prefix}.feed_forward_norm", layer.feed_forward_norm)
-    return ops.add(hidden, _feed_forward(ops, layer.feed_forward, f"{prefix}.feed_forward", normed))
+    normed = _norm(ops, hidden, f"{prefix}.attention_norm", layer.attention_norm)
+    attended = _attention(ops, layer.attention, index, normed)
+    attended = _norm(ops, attended, f"{prefix}.attention_post_norm", layer.attention_post_norm)
+    if layer.parallel:
+        beside = normed if layer.feed_forward_norm is None else hidden
+        return ops.add(ops.add(hidden, attended), _feed_forward(ops, layer, prefix, beside))
+    hidden = ops.add(hidden, attended)
+    return ops.add(hidden, _feed_forward(ops, layer, prefix, hidden))
 
 
 def decode_head(ops: Ops[Tensor], spec: DecoderSpec, hidden: Tensor) -> Tensor:
     """Final norm and logits: [S, D] -> [S, V]."""
-    return ops.logits(ops.rms_norm(hidden, FINAL_NORM, spec.final_norm), head_name(spec))
+    logits = ops.logits(decode_final_norm(ops, spec, hidden), head_name(spec), HEAD_BIAS if spec.head_bias else None)
+    return logits if spec.logits_cap is None else ops.soft_cap(logits, spec.logits_cap)
 
 
-def _attention(ops: Ops[Tensor], layer: LayerSpec, index: int, value: Tensor) -> Tensor:
-    attention, prefix = layer.attention, f"layers.{index}.attention"
-    bias = attention.query_key_value_bias
-    query = ops.split_heads(ops.linear(value, f"{prefix}.query", bias), attention.query_heads)
-    key = ops.split_heads(ops.linear(value, f"{prefix}.key", bias), attention.kv_heads)
-    cached_value = ops.split_heads(ops.linear(value, f"{prefix}.value", bias), attention.kv_heads)
-    if attention.query_key_norm is not None:
-        query = ops.rms_norm(query, f"{prefix}.query_norm", attention.query_key_norm)
-        key = ops.rms_norm(key, f"{prefix}.key_norm", attention.query_key_norm)
+def decode_final_norm(ops: Ops[Tensor], spec: DecoderSpec, hidden: Tensor) -> Tensor:
+    """What the head reads: [S, D] -> [S, D]."""
+    return _norm(ops, hidden, FINAL_NORM, spec.final_norm)
+
+
+def _norm(ops: Ops[Tensor], value: Tensor, gain: str, norm: NormSpec | None) -> Tensor:
+    if norm is None:
+        return value
+    return ops.rms_norm(value, gain, norm) if norm.kind is NormKind.RMS else ops.layer_norm(value, gain, norm)
+
+
+def _attention(ops: Ops[Tensor], attention: AttentionSpec, index: int, value: Tensor) -> Tensor:
+    prefix, bias = f"layers.{index}.attention", attention.query_key_value_bias
+    query, key, cached_value = (ops.linear(value, f"{prefix}.{name}", bias) for name in ("query", "key", "value"))
+    query = _heads(ops, attention, query, f"{prefix}.query_norm", attention.query_heads)
+    key = _heads(ops, attention, key, f"{prefix}.key_norm", attention.kv_heads)
+    cached_value = ops.split_heads(cached_value, attention.kv_heads)
     if attention.rotary is not None:
         query, key = ops.rotary(query, attention.rotary), ops.rotary(key, attention.rotary)
     mixed = ops.attention(index, attention, query, key, cached_value)
     return ops.linear(mixed, f"{prefix}.output", attention.output_bias)
 
 
-def _feed_forward(ops: Ops[Tensor], block: FeedForwardSpec, prefix: str, value: Tensor) -> Tensor:
+def _heads(ops: Ops[Tensor], attention: AttentionSpec, value: Tensor, gain: str, heads: int) -> Tensor:
+    """Queries or keys [S, heads * Hd] -> [S, heads, Hd], normalized whole or by head where the layer does so."""
+    if attention.query_key_norm_span is NormSpan.PROJECTION:
+        return ops.split_heads(_norm(ops, value, gain, attention.query_key_norm), heads)
+    return _norm(ops, ops.split_heads(value, heads), gain, attention.query_key_norm)
+
+
+def _feed_forward(ops: Ops[Tensor], layer: LayerSpec, prefix: str, value: Tensor) -> Tensor:
+    block, name = layer.feed_forward, f"{prefix}.feed_forward"
+    value = _norm(ops, value, f"{name}_norm", layer.feed_forward_norm)
+    return _norm(ops, _dense(ops, block, name, value), f"{name}_post_norm", layer.feed_forward_post_norm)
+
+
+def _dense(ops: Ops[Tensor], block: FeedForwardSpec, prefix: str, value: Tensor) -> Tensor:
+    if not block.gated:
+        inner = ops.activation(ops.linear(value, f"{prefix}.up", block.bias), block.activation)
+        return ops.linear(inner, f"{prefix}.down", block.bias)
     gate = ops.activation(ops.linear(value, f"{prefix}.gate", block.bias), block.activation)
     inner = ops.multiply(gate, ops.linear(value, f"{prefix}.up", block.bias))
     return ops.linear(inner, f"{prefix}.down", block.bias)

@@ -20,11 +20,17 @@ class Ops(Protocol[Tensor]):
     def embedding(self, token_ids: Tensor, table: str) -> Tensor:
         """Rows of `table` for token ids [S] -> [S, D]."""
 
+    def positions(self, table: str) -> Tensor:
+        """Rows of `table` at the chunk's absolute positions -> [S, D]; called after `embedding`."""
+
     def linear(self, value: Tensor, matrix: str, bias: bool) -> Tensor:
         """[S, in] times `matrix` [out, in] transposed, plus `matrix.bias` if `bias` -> [S, out]."""
 
     def rms_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
         """Normalizes over the last axis and multiplies by `gain`; the shape stays."""
+
+    def layer_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
+        """Takes the mean off, normalizes over the last axis, multiplies by `gain` and adds `gain.bias` if the norm has one."""
 
     def split_heads(self, value: Tensor, heads: int) -> Tensor:
         """[S, heads * Hd] -> [S, heads, Hd]."""
@@ -34,7 +40,7 @@ class Ops(Protocol[Tensor]):
 
     def attention(self, layer: int, attention: AttentionSpec, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Stores key and value [S, K, Hd] in the layer's cache through its codec, attends with query [S, H, Hd] over what the
-        cache then holds and the window allows -> [S, H * Hd]."""
+        cache then holds and the window allows -> [S, H * Hd]. Caps and slopes of the scores are the attention's own affair."""
 
     def activation(self, value: Tensor, kind: Activation) -> Tensor:
         """Elementwise; the shape stays."""
@@ -45,5 +51,9 @@ class Ops(Protocol[Tensor]):
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         """Elementwise sum of equal shapes."""
 
-    def logits(self, value: Tensor, table: str) -> Tensor:
-        """[S, D] times the head table [V, D] transposed -> [S, V]; an interpreter may keep the last token only."""
+    def logits(self, value: Tensor, table: str, bias: str | None = None) -> Tensor:
+        """[S, D] times the head table [V, D] transposed, plus the vector `bias` [V] -> [S, V]; an interpreter may keep the last
+        token only."""
+
+    def soft_cap(self, value: Tensor, cap: float) -> Tensor:
+        """cap * tanh(value / cap), elementwise."""

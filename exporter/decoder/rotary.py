@@ -1,5 +1,5 @@
 """Rotary frequencies and angles. The rules follow RoFormer (arXiv 2104.09864), Llama 3's frequency bands, and
-YaRN (arXiv 2309.00071); transformers' numbers are the oracle in tests."""
+YaRN (arXiv 2309.00071), LongRoPE (arXiv 2402.13753) and dynamic NTK scaling; transformers' numbers are the oracle in tests."""
 
 from __future__ import annotations
 
@@ -21,17 +21,26 @@ def inverse_frequencies(rotary: RotarySpec) -> torch.Tensor:
         return base / scaling.factor
     if scaling.kind is RotaryScalingKind.LLAMA3:
         return _llama3(base, scaling)
+    if scaling.kind is RotaryScalingKind.LONGROPE:
+        long = scaling.context > scaling.original_context
+        return base / torch.tensor(scaling.long_factors if long else scaling.short_factors)
+    if scaling.kind is RotaryScalingKind.DYNAMIC:
+        return 1.0 / (_dynamic_theta(rotary, scaling) ** exponents)
     return _yarn(base, rotary, scaling)
 
 
 def attention_factor(rotary: RotarySpec) -> float:
-    """Factor on cosine and sine: 1 except for YaRN, which sharpens attention over stretched contexts."""
+    """Factor on cosine and sine: 1 except for YaRN and LongRoPE, which sharpen attention over stretched contexts."""
     scaling = rotary.scaling
-    if scaling is None or scaling.kind is not RotaryScalingKind.YARN:
+    if scaling is None or scaling.kind not in (RotaryScalingKind.YARN, RotaryScalingKind.LONGROPE):
         return 1.0
     if scaling.attention_factor is not None:
         return scaling.attention_factor
-    return 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1.0 else 1.0
+    if scaling.factor <= 1.0:
+        return 1.0
+    if scaling.kind is RotaryScalingKind.LONGROPE:
+        return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_context))
+    return 0.1 * math.log(scaling.factor) + 1.0
 
 
 def cosine_sine(rotary: RotarySpec, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,6 +48,13 @@ def cosine_sine(rotary: RotarySpec, positions: torch.Tensor) -> tuple[torch.Tens
     angles = positions.float()[:, None] * inverse_frequencies(rotary)[None, :]
     factor = attention_factor(rotary)
     return angles.cos() * factor, angles.sin() * factor
+
+
+def _dynamic_theta(rotary: RotarySpec, scaling: RotaryScaling) -> float:
+    """NTK scaling: the base grows with the context, so that the slowest pair is stretched by the whole factor."""
+    length = max(scaling.context, scaling.original_context)
+    growth = scaling.factor * length / scaling.original_context - (scaling.factor - 1)
+    return float(rotary.theta * growth ** (rotary.dimensions / (rotary.dimensions - 2)))
 
 
 def _llama3(base: torch.Tensor, scaling: RotaryScaling) -> torch.Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from exporter.decoder.eager_ops import EagerOps, rotate
+from exporter.decoder.eager_ops import EagerOps, capped, rotate
 from exporter.decoder.rotary import cosine_sine
 from exporter.decoder.spec import AttentionSpec, RotarySpec
 from exporter.decoder.weights import WeightStore
@@ -35,6 +35,14 @@ class SequenceOps(EagerOps):
         super().__init__(weights)
         self.length, self.hooks = length, hooks
         self._masks: dict[int | None, torch.Tensor] = {}
+        self._sequences = 0
+
+    def embedding(self, token_ids: torch.Tensor, table: str) -> torch.Tensor:
+        self._sequences = token_ids.shape[0] // self.length
+        return super().embedding(token_ids, table)
+
+    def positions(self, table: str) -> torch.Tensor:
+        return self.weights.dense(table)[: self.length].repeat(self._sequences, 1)
 
     def linear(self, value: torch.Tensor, matrix: str, bias: bool) -> torch.Tensor:
         if self.hooks.linear_input is not None:
@@ -52,15 +60,39 @@ class SequenceOps(EagerOps):
         if self.hooks.attention is not None:
             self.hooks.attention(layer, query, key, value)
         query, key, value = (part.unflatten(0, (-1, self.length)).transpose(1, 2) for part in (query, key, value))
-        mixed = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=self._mask(attention.window), scale=attention.score_scale, enable_gqa=True
-        )
+        mask = self._mask(attention)
+        if attention.score_cap is None:
+            mixed = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, scale=attention.score_scale, enable_gqa=True
+            )
+        else:
+            mixed = _capped_attention(attention, query, key, value, mask)
         return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
-    def _mask(self, window: int | None) -> torch.Tensor:
-        """bool [S, S]: causal, within the window."""
+    def _mask(self, attention: AttentionSpec) -> torch.Tensor:
+        """bool [S, S]: causal, within the window; float [1 or H, S, S] to be added where scores are more than products."""
+        visible = self._visible(attention.window)
+        if attention.distance_slopes is None and attention.score_cap is None:
+            return visible
+        positions, slopes = torch.arange(self.length), torch.tensor(attention.distance_slopes or (0.0,))
+        distances = slopes[:, None, None] * (positions[None, :] - positions[:, None])
+        return distances.masked_fill(~visible, -torch.inf)
+
+    def _visible(self, window: int | None) -> torch.Tensor:
         if window not in self._masks:
             positions = torch.arange(self.length)
             behind = positions[:, None] - positions[None, :]
             self._masks[window] = (behind >= 0) & (behind < (window or self.length))
         return self._masks[window]
+
+
+def _capped_attention(
+    attention: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """One sequence at a time: query [N, H, S, Hd], key and value [N, K, S, Hd], mask [1 or H, S, S] -> [N, H, S, Hd]."""
+    mixed = torch.empty_like(query)
+    for index in range(query.shape[0]):
+        keys, values = (part[index].repeat_interleave(attention.group, 0) for part in (key, value))
+        scores = capped(query[index] @ keys.transpose(1, 2) * attention.score_scale, attention.score_cap)
+        mixed[index] = (scores + mask).softmax(-1) @ values
+    return mixed

@@ -5,7 +5,7 @@ Notation: S tokens in this chunk, C cache slots, D hidden size, H query heads, K
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -24,11 +24,22 @@ class RotaryScalingKind(StrEnum):
     LINEAR = "linear"
     LLAMA3 = "llama3"
     YARN = "yarn"
+    LONGROPE = "longrope"
+    DYNAMIC = "dynamic"
+
+    @property
+    def depends_on_context(self) -> bool:
+        """Whether frequencies differ between a short and a long context."""
+        return self in (RotaryScalingKind.LONGROPE, RotaryScalingKind.DYNAMIC)
 
 
 @dataclass(frozen=True)
 class RotaryScaling:
-    """Parameters of one rotary scaling rule; unused ones keep their defaults."""
+    """Parameters of one rotary scaling rule; unused ones keep their defaults.
+
+    `short_factors` and `long_factors` [dimensions / 2] stretch each channel pair for contexts up to `original_context`, and beyond.
+    `context` is the length that the decoder is made for (see `for_context`), where the rule depends on it.
+    """
 
     kind: RotaryScalingKind
     factor: float
@@ -38,6 +49,9 @@ class RotaryScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    context: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,16 +66,36 @@ class RotarySpec:
     scaling: RotaryScaling | None = None
 
 
+class NormKind(StrEnum):
+    """Root-mean-square normalization (arXiv 1910.07467), or layer normalization, which also takes the mean off (arXiv 1607.06450)."""
+
+    RMS = "rms"
+    LAYER = "layer"
+
+
 @dataclass(frozen=True)
 class NormSpec:
-    """Root-mean-square normalization (arXiv 1910.07467) over the last axis."""
+    """Normalization over the last axis, times a stored gain; `bias` adds a stored vector after it."""
 
     eps: float
+    kind: NormKind = NormKind.RMS
+    bias: bool = False
+
+
+class NormSpan(StrEnum):
+    """What a norm of queries and keys runs over: each head by itself, or the whole projection before it is cut into heads."""
+
+    HEAD = "head"
+    PROJECTION = "projection"
 
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Grouped-query attention of one layer. `window` counts the positions that a token sees, itself included."""
+    """Grouped-query attention of one layer. `window` counts the positions that a token sees, itself included.
+
+    `score_cap` replaces scores x by cap * tanh(x / cap). `distance_slopes` has a number per query head that is multiplied by
+    key position minus query position and added to the scores (ALiBi, arXiv 2108.12409).
+    """
 
     query_heads: int
     kv_heads: int
@@ -72,6 +106,9 @@ class AttentionSpec:
     query_key_norm: NormSpec | None = None
     query_key_value_bias: bool = False
     output_bias: bool = False
+    query_key_norm_span: NormSpan = NormSpan.HEAD
+    score_cap: float | None = None
+    distance_slopes: tuple[float, ...] | None = None
 
     @property
     def group(self) -> int:
@@ -81,26 +118,38 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class FeedForwardSpec:
-    """Gated feed-forward block: down(activation(gate(x)) * up(x))."""
+    """Feed-forward block: down(activation(gate(x)) * up(x)), or without a gate down(activation(up(x)))."""
 
     hidden_size: int
     activation: Activation
     bias: bool = False
+    gated: bool = True
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One pre-norm decoder layer."""
+    """One decoder layer. A norm stands before a block, after it, at both places or at neither.
 
-    attention_norm: NormSpec
+    The feed-forward block follows the attention, or stands beside it (`parallel`) and reads the layer's own input; a parallel
+    block without a norm of its own reads what the attention reads.
+    """
+
+    attention_norm: NormSpec | None
     attention: AttentionSpec
-    feed_forward_norm: NormSpec
+    feed_forward_norm: NormSpec | None
     feed_forward: FeedForwardSpec
+    attention_post_norm: NormSpec | None = None
+    feed_forward_post_norm: NormSpec | None = None
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """A decoder-only language model."""
+    """A decoder-only language model.
+
+    Constant factors on embeddings, residuals and logits have no place here: they are folded into weights as these are read.
+    `learned_positions` is the number of rows of a table that is added to the embeddings, 0 without one.
+    """
 
     family: str
     vocab_size: int
@@ -109,6 +158,10 @@ class DecoderSpec:
     layers: tuple[LayerSpec, ...]
     final_norm: NormSpec
     tied_embedding: bool
+    embedding_norm: NormSpec | None = None
+    learned_positions: int = 0
+    head_bias: bool = False
+    logits_cap: float | None = None
 
 
 class WeightKind(StrEnum):
@@ -136,7 +189,10 @@ class WeightSpec:
 
 
 EMBEDDING = "embedding"
+EMBEDDING_NORM = "embedding_norm"
+POSITIONS = "positions"
 HEAD = "head"
+HEAD_BIAS = "head.bias"
 FINAL_NORM = "final_norm"
 
 
@@ -151,38 +207,74 @@ SHARED_INPUTS = {
 def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
     """Every weight of layer `index`, in the order in which the forward pass uses them."""
     layer, prefix, hidden = spec.layers[index], f"layers.{index}", spec.hidden_size
-    attention, inner = layer.attention, layer.feed_forward.hidden_size
+    return (
+        *norm_weights(f"{prefix}.attention_norm", layer.attention_norm, hidden),
+        *_attention_weights(f"{prefix}.attention", layer.attention, hidden),
+        *norm_weights(f"{prefix}.attention_post_norm", layer.attention_post_norm, hidden),
+        *norm_weights(f"{prefix}.feed_forward_norm", layer.feed_forward_norm, hidden),
+        *_feed_forward_weights(f"{prefix}.feed_forward", layer.feed_forward, hidden),
+        *norm_weights(f"{prefix}.feed_forward_post_norm", layer.feed_forward_post_norm, hidden),
+    )
+
+
+def norm_weights(name: str, norm: NormSpec | None, size: int) -> tuple[WeightSpec, ...]:
+    """Gain and bias of a norm over `size` channels; nothing for no norm."""
+    if norm is None:
+        return ()
+    gain = WeightSpec(name, WeightKind.VECTOR, (size,))
+    return (gain, WeightSpec(f"{name}.bias", WeightKind.VECTOR, (size,))) if norm.bias else (gain,)
+
+
+def _matrix_weights(name: str, rows: int, columns: int, bias: bool) -> tuple[WeightSpec, ...]:
+    matrix = WeightSpec(name, WeightKind.MATRIX, (rows, columns))
+    return (matrix, WeightSpec(f"{name}.bias", WeightKind.VECTOR, (rows,))) if bias else (matrix,)
+
+
+def _attention_weights(prefix: str, attention: AttentionSpec, hidden: int) -> tuple[WeightSpec, ...]:
     query, key_value = attention.query_heads * attention.head_dim, attention.kv_heads * attention.head_dim
-    weights = [WeightSpec(f"{prefix}.attention_norm", WeightKind.VECTOR, (hidden,))]
+    norm, bias = attention.query_key_norm, attention.query_key_value_bias
+    whole = attention.query_key_norm_span is NormSpan.PROJECTION
+    return (
+        *_matrix_weights(f"{prefix}.query", query, hidden, bias),
+        *_matrix_weights(f"{prefix}.key", key_value, hidden, bias),
+        *_matrix_weights(f"{prefix}.value", key_value, hidden, bias),
+        *norm_weights(f"{prefix}.query_norm", norm, query if whole else attention.head_dim),
+        *norm_weights(f"{prefix}.key_norm", norm, key_value if whole else attention.head_dim),
+        *_matrix_weights(f"{prefix}.output", hidden, query, attention.output_bias),
+    )
 
-    def matrix(name: str, rows: int, columns: int, bias: bool) -> None:
-        weights.append(WeightSpec(f"{prefix}.{name}", WeightKind.MATRIX, (rows, columns)))
-        if bias:
-            weights.append(WeightSpec(f"{prefix}.{name}.bias", WeightKind.VECTOR, (rows,)))
 
-    matrix("attention.query", query, hidden, attention.query_key_value_bias)
-    matrix("attention.key", key_value, hidden, attention.query_key_value_bias)
-    matrix("attention.value", key_value, hidden, attention.query_key_value_bias)
-    if attention.query_key_norm is not None:
-        weights.append(WeightSpec(f"{prefix}.attention.query_norm", WeightKind.VECTOR, (attention.head_dim,)))
-        weights.append(WeightSpec(f"{prefix}.attention.key_norm", WeightKind.VECTOR, (attention.head_dim,)))
-    matrix("attention.output", hidden, query, attention.output_bias)
-    weights.append(WeightSpec(f"{prefix}.feed_forward_norm", WeightKind.VECTOR, (hidden,)))
-    matrix("feed_forward.gate", inner, hidden, layer.feed_forward.bias)
-    matrix("feed_forward.up", inner, hidden, layer.feed_forward.bias)
-    matrix("feed_forward.down", hidden, inner, layer.feed_forward.bias)
+def _feed_forward_weights(prefix: str, block: FeedForwardSpec, hidden: int) -> tuple[WeightSpec, ...]:
+    gate = _matrix_weights(f"{prefix}.gate", block.hidden_size, hidden, block.bias) if block.gated else ()
+    return (
+        *gate,
+        *_matrix_weights(f"{prefix}.up", block.hidden_size, hidden, block.bias),
+        *_matrix_weights(f"{prefix}.down", hidden, block.hidden_size, block.bias),
+    )
+
+
+def embedding_weights(spec: DecoderSpec) -> tuple[WeightSpec, ...]:
+    """What the decoder reads before its first layer. Learned positions count among the vectors: they are never quantized."""
+    weights = [WeightSpec(EMBEDDING, WeightKind.TABLE, (spec.vocab_size, spec.hidden_size))]
+    if spec.learned_positions:
+        weights.append(WeightSpec(POSITIONS, WeightKind.VECTOR, (spec.learned_positions, spec.hidden_size)))
+    return (*weights, *norm_weights(EMBEDDING_NORM, spec.embedding_norm, spec.hidden_size))
+
+
+def head_weights(spec: DecoderSpec) -> tuple[WeightSpec, ...]:
+    """What the decoder reads after its last layer. A tied model has no separate head."""
+    weights = list(norm_weights(FINAL_NORM, spec.final_norm, spec.hidden_size))
+    if not spec.tied_embedding:
+        weights.append(WeightSpec(HEAD, WeightKind.TABLE, (spec.vocab_size, spec.hidden_size)))
+    if spec.head_bias:
+        weights.append(WeightSpec(HEAD_BIAS, WeightKind.VECTOR, (spec.vocab_size,)))
     return tuple(weights)
 
 
 def decoder_weights(spec: DecoderSpec) -> tuple[WeightSpec, ...]:
-    """Every weight of the decoder. A tied model has no separate head."""
-    weights = [WeightSpec(EMBEDDING, WeightKind.TABLE, (spec.vocab_size, spec.hidden_size))]
-    for index in range(len(spec.layers)):
-        weights.extend(layer_weights(spec, index))
-    weights.append(WeightSpec(FINAL_NORM, WeightKind.VECTOR, (spec.hidden_size,)))
-    if not spec.tied_embedding:
-        weights.append(WeightSpec(HEAD, WeightKind.TABLE, (spec.vocab_size, spec.hidden_size)))
-    return tuple(weights)
+    """Every weight of the decoder."""
+    layers = [weight for index in range(len(spec.layers)) for weight in layer_weights(spec, index)]
+    return (*embedding_weights(spec), *layers, *head_weights(spec))
 
 
 def head_name(spec: DecoderSpec) -> str:
@@ -193,3 +285,25 @@ def head_name(spec: DecoderSpec) -> str:
 def parameter_count(spec: DecoderSpec) -> int:
     """Stored parameters; a tied table counts once."""
     return sum(weight.count for weight in decoder_weights(spec))
+
+
+def rotary_settings(spec: DecoderSpec) -> tuple[RotarySpec, ...]:
+    """The different rotary settings of the layers, in the order of their first use."""
+    return tuple(dict.fromkeys(layer.attention.rotary for layer in spec.layers if layer.attention.rotary is not None))
+
+
+def for_context(spec: DecoderSpec, context: int) -> DecoderSpec:
+    """The decoder as it computes with room for `context` tokens.
+
+    Keys are cached rotated, so a rule that changes its frequencies with the length (LongRoPE, dynamic) must settle on one length:
+    that of the longest conversation.
+    """
+
+    def settled(layer: LayerSpec) -> LayerSpec:
+        rotary = layer.attention.rotary
+        if rotary is None or rotary.scaling is None or not rotary.scaling.kind.depends_on_context:
+            return layer
+        rotary = replace(rotary, scaling=replace(rotary.scaling, context=context))
+        return replace(layer, attention=replace(layer.attention, rotary=rotary))
+
+    return replace(spec, layers=tuple(settled(layer) for layer in spec.layers))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from exporter.decoder.cache import LayerCache
-from exporter.decoder.eager_ops import EagerOps, rotate
+from exporter.decoder.eager_ops import EagerOps, capped, rotate
 from exporter.decoder.rotary import cosine_sine
 from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec
 from exporter.decoder.weights import WeightStore
@@ -80,6 +80,10 @@ class TorchOps(EagerOps):
         self._chunk = (self.caches[0].length, token_ids.shape[0])
         return super().embedding(token_ids, table)
 
+    def positions(self, table: str) -> torch.Tensor:
+        start, length = self._chunk
+        return self.weights.dense(table)[start : start + length]
+
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
         start, length = self._chunk
         positions = torch.arange(start, start + length)
@@ -94,8 +98,12 @@ class TorchOps(EagerOps):
         cache.append(key, value)
         keys, values, held = cache.read()
         grouped = cache.key.prepare_query(query.unflatten(1, (attention.kv_heads, attention.group)))
-        scores = torch.einsum("skrd,ckd->krsc", grouped, keys) * attention.score_scale
-        visible = torch.from_numpy(cache.layout.visible(np.arange(start, start + query.shape[0]), held))
+        scores = capped(torch.einsum("skrd,ckd->krsc", grouped, keys) * attention.score_scale, attention.score_cap)
+        positions = np.arange(start, start + query.shape[0])
+        if attention.distance_slopes is not None:
+            slopes = torch.tensor(attention.distance_slopes).view(attention.kv_heads, attention.group, 1, 1)
+            scores = scores + slopes * torch.from_numpy(held[None, :] - positions[:, None])
+        visible = torch.from_numpy(cache.layout.visible(positions, held))
         probabilities = scores.masked_fill(~visible, -torch.inf).softmax(-1)
         mixed = cache.value.restore(torch.einsum("krsc,ckd->skrd", probabilities, values))
         return mixed.flatten(1)

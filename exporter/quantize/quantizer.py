@@ -14,17 +14,18 @@ from dataclasses import dataclass
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from exporter.decoder.eager_ops import normalize
-from exporter.decoder.forward import decode_layer
+from exporter.decoder.forward import decode_embedding, decode_final_norm, decode_layer
 from exporter.decoder.sequence_ops import Hooks, ObserveAttention, SequenceOps
 from exporter.decoder.spec import (
     EMBEDDING,
-    FINAL_NORM,
     HEAD,
     SHARED_INPUTS,
     DecoderSpec,
     WeightKind,
+    WeightSpec,
+    embedding_weights,
     head_name,
+    head_weights,
     layer_weights,
 )
 from exporter.decoder.weights import DecoderWeights, WeightStore, row_blocks
@@ -84,21 +85,25 @@ class _LayerwiseQuantizer:
         self.weights = DecoderWeights({}, {}, kept_bytes=0)
 
     def run(self, windows: Sequence[Sequence[int]], report: Report) -> DecoderWeights:
-        hidden, length = self.source.rows(EMBEDDING, torch.tensor(windows).flatten()), len(windows[0])
+        length = len(windows[0])
+        hidden = decode_embedding(SequenceOps(self.source, length), self.spec, torch.tensor(windows).flatten())
+        self._keep_vectors(embedding_weights(self.spec))
         for index in range(len(self.spec.layers)):
             hidden = self._quantize_layer(index, hidden, length)
             report(index + 1, len(self.spec.layers))
-        self.weights.vectors[FINAL_NORM] = self.source.dense(FINAL_NORM)
-        self._quantize_tables(hidden)
+        self._keep_vectors(head_weights(self.spec))
+        self._quantize_tables(decode_final_norm(SequenceOps(self.weights, length), self.spec, hidden))
         return DecoderWeights(self.weights.matrices, self.weights.vectors)
+
+    def _keep_vectors(self, weights: Sequence[WeightSpec]) -> None:
+        vectors = [weight.name for weight in weights if weight.kind is WeightKind.VECTOR]
+        self.weights.vectors.update({name: self.source.dense(name) for name in vectors})
 
     def _quantize_layer(self, index: int, hidden: torch.Tensor, length: int) -> torch.Tensor:
         """Quantizes one layer given its inputs [N * S, D]; returns its outputs with quantized weights."""
         weights, prefix, matrices = layer_weights(self.spec, index), f"layers.{index}.", self.weights.matrices
         shapes = {weight.name: weight.shape for weight in weights}
-        for weight in weights:
-            if weight.kind is WeightKind.VECTOR:
-                self.weights.vectors[weight.name] = self.source.dense(weight.name)
+        self._keep_vectors(weights)
 
         def quantize(leader: str, inputs: torch.Tensor) -> None:
             if leader in matrices:
@@ -111,8 +116,8 @@ class _LayerwiseQuantizer:
         ops = SequenceOps(self.weights, length, Hooks(linear_input=quantize, attention=self.observe))
         return decode_layer(ops, self.spec, index, hidden)
 
-    def _quantize_tables(self, hidden: torch.Tensor) -> None:
-        normed = normalize(hidden, self.weights.vectors[FINAL_NORM], self.spec.final_norm)
+    def _quantize_tables(self, normed: torch.Tensor) -> None:
+        """`normed` is what the head reads: float32 [N * S, D]."""
         for name in _tables(self.spec):
             inputs = normed if name == head_name(self.spec) else None
             weight_format = self.settings.table_format(name, self.spec)

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 
 import pytest
-from family_cases import CASES
+from all_cases import CASES
 from random_checkpoint import (
     BREAKAGE,
     CHUNKS,
@@ -24,7 +24,12 @@ from random_checkpoint import (
 from reference_pair import Pair, open_pair
 from spec_faults import Fault, feed_forward
 
+from exporter.decoder.forward import decode_chunk
+from exporter.decoder.sequence_ops import SequenceOps
 from exporter.decoder.spec import EMBEDDING, HEAD, Activation, decoder_weights
+
+WEIGHED = ["granite", "gemma2-no-caps-bias", "gemma3_text"]
+"""Cases of the other families that have every weight of theirs."""
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,16 @@ def test_uneven_chunks_then_decode_past_the_window_equal_transformers(pair: Pair
     assert largest_error(ours[PREFILL:], pair.cached[PREFILL:]) < TOLERANCE
 
 
+@pytest.mark.parametrize("pair", CASES, indirect=True)
+def test_whole_sequences_equal_transformers(pair: Pair) -> None:
+    """As calibration and full-precision perplexity see them: two at once, without a cache."""
+    spec, prompt = pair.checkpoint.spec, pair.token_ids[:PREFILL]
+    ops = SequenceOps(pair.checkpoint, PREFILL)
+    twice = decode_chunk(ops, spec, prompt.repeat(2))
+    for ours in twice.split(PREFILL):
+        assert largest_error(ours, pair.one_pass[:PREFILL]) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("pair", "fault"),
     [
@@ -81,7 +96,9 @@ def test_gelu_and_its_approximation_are_told_apart(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "pair", ["llama-attention-bias", "llama-mlp-bias", "llama-tied", "qwen2", "qwen3-layer-types-bias"], indirect=True
+    "pair",
+    ["llama-attention-bias", "llama-mlp-bias", "llama-tied", "qwen2", "qwen3-layer-types-bias", *WEIGHED],
+    indirect=True,
 )
 def test_every_weight_moves_the_logits(pair: Pair) -> None:
     """Each weight in turn with its rows rotated by one: a weight read under another's name cannot go unnoticed."""

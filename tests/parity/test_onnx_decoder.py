@@ -11,13 +11,13 @@ import torch
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 pytest.importorskip("onnx_ir", reason="the onnx extra is not installed")
 
+from onnx_artifact import SETTINGS, lower_onnx, require_parity, scored
+
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.spec import Activation, RotaryScaling, RotaryScalingKind
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightFormat
-from exporter.quantize.quantized_checkpoint import QuantizedDecoder, save_quantized
-from exporter.targets.onnx.driver import OnnxDriver, open_driver
-from exporter.targets.onnx.lower import lower_in_child
-from exporter.verify.parity import compare_logits, window_logits
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder
+from exporter.targets.onnx.driver import open_driver
 from tests.unit.helpers import TinyModel, calibrated_constants, random_tokens, random_weights
 
 FP16_32 = WeightFormat(4, 32, ScaleFormat.FP16)
@@ -46,7 +46,6 @@ MODELS = {
     "one-head": TinyModel(query_heads=1, kv_heads=1),
     "remainder-groups": TinyModel(hidden_size=40, inner_size=56),
 }
-SETTINGS = {"activation_bits": 32, "attention_terms": 2}
 GQA_SETTINGS = {"activation_bits": 32, "attention": "gqa"}
 GQA_CODECS = {
     "float32": KvFormat(32, KvScaling.NONE),
@@ -66,28 +65,8 @@ def export(
         layout = tuple(LayerCache(cache.context, layer.window) for layer in layout)
     constants = calibrated_constants(spec, weights, kv_format)
     decoder = QuantizedDecoder(spec, weights, layout, kv_format, constants, cache.chunk, cache.context)
-    save_quantized(decoder, folder)
-    arguments = {"quantized": str(folder), "artifact": str(folder), "settings": settings}
-    lower_in_child(arguments, lambda event: None)
+    lower_onnx(decoder, folder, settings)
     return decoder
-
-
-def scored(driver: OnnxDriver, token_ids: list[int], prefilled: int) -> torch.Tensor:
-    logits = [driver.prefill(token_ids[:prefilled])] if prefilled else []
-    logits += [driver.decode(token_id)[None].copy() for token_id in token_ids[prefilled:]]
-    return torch.from_numpy(np.concatenate(logits))
-
-
-def require_parity(decoder: QuantizedDecoder, folder: Path) -> None:
-    """An INT8 or INT4 code that lies on a border may fall either way: agreement is judged over all tokens, not per logit."""
-    token_ids = random_tokens(decoder.spec, 90, seed=5)
-    expected = window_logits(decoder.oracle(), decoder.spec, token_ids, decoder.chunk)
-    driver = open_driver(folder)
-    for prefilled in (0, 60, 90):
-        driver.reset()
-        figures = compare_logits(expected, scored(driver, token_ids, prefilled))
-        assert figures.mean_kl < 2e-3
-        assert figures.top1_agreement > 0.97
 
 
 @pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)

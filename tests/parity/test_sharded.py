@@ -72,7 +72,7 @@ def test_half_precision_checkpoint_reads_as_transformers_in_float32(
     checkpoint, reference = open_checkpoint(tmp_path), load_reference(tmp_path)
     theirs = reference.state_dict()
     for weight in decoder_weights(checkpoint.spec):
-        ours, name = checkpoint.weight(weight.name), checkpoint.family.tensor_name(weight.name)
+        ours, name = checkpoint.weight(weight.name), checkpoint.source(weight.name).tensor
         assert ours.dtype == torch.float32
         assert torch.equal(ours, theirs[name]), name
         assert not torch.equal(ours, before[name]), f"{name} was not rounded, so that the test shows nothing"

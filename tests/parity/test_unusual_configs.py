@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from family_cases import ORIGINAL, YARN, Case, llama, qwen2, qwen3, rope
+from gemma_cases import gemma3
 from random_checkpoint import (
     CHUNKS,
     PREFILL,
@@ -50,6 +51,9 @@ UNUSUAL = {
     "qwen3 without max_window_layers": Case(
         qwen3(use_sliding_window=True, sliding_window=WINDOW), {}, ("layer_types", "max_window_layers")
     ),
+    "gemma3_text with a cap that transformers leaves unused": Case(gemma3(attn_logit_softcapping=2.0), {}),
+    "gemma3_text with flat rope_parameters": Case(gemma3(), {}, changes={"rope_parameters": rope("default")}),
+    "gemma3_text with bidirectional attention": Case(gemma3(use_bidirectional_attention=True), {}),
     "qwen3 with window null": Case(
         qwen3(), {}, ("layer_types",), {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}
     ),

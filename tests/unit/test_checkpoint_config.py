@@ -67,7 +67,7 @@ def test_an_odd_head_dim_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
-@pytest.mark.parametrize("kind", ["dynamic", "longrope", "yarm"])
+@pytest.mark.parametrize("kind", ["ntk", "proportional", "yarm"])
 def test_an_unsupported_rope_type_is_named(tmp_path: Path, place: str, kind: str) -> None:
     message = spec_error(tmp_path, **{place: {"rope_type": kind, "factor": 2.0}})
     assert f"rope_type '{kind}'" in message

@@ -64,3 +64,12 @@ def test_heads_that_the_operator_cannot_cut_are_refused() -> None:
     with pytest.raises(PlanRefused, match=r"multiple of 8 channels; .*: onnx\.attention=integer"):
         check_refusals(replace(spec, layers=layers), recipe(GQA), ONNX)
     check_refusals(replace(spec, layers=layers), recipe(), ONNX)
+
+
+@pytest.mark.parametrize("change", [{"score_cap": 50.0}, {"distance_slopes": (0.5, 0.25, 0.125, 0.0625)}])
+def test_grouped_query_attention_gets_no_scores_that_it_would_not_shape(change: dict) -> None:
+    spec = spec_of(tiny_config())
+    layers = tuple(replace(layer, attention=replace(layer.attention, **change)) for layer in spec.layers)
+    with pytest.raises(PlanRefused, match="GroupQueryAttention"):
+        check_refusals(replace(spec, layers=layers), recipe(GQA), ONNX)
+    check_refusals(replace(spec, layers=layers), recipe(), ONNX)

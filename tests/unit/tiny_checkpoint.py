@@ -60,8 +60,8 @@ def spec_of(config: dict[str, Any]) -> DecoderSpec:
 
 def tensor_names(config: dict[str, Any]) -> dict[str, str]:
     """Checkpoint tensor name of every canonical weight name."""
-    family = find_family(Config(config))
-    return {weight.name: family.tensor_name(weight.name) for weight in decoder_weights(spec_of(config))}
+    weights = find_family(Config(config)).weights(Config(config))
+    return {weight.name: weights.source(weight.name).tensor for weight in decoder_weights(spec_of(config))}
 
 
 def tiny_tensors(config: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensors:

@@ -1,15 +1,8 @@
 """Mistral 7B and its kin: `sliding_window`, when set, bounds every layer."""
 
 from exporter.checkpoint.config import Config
-from exporter.checkpoint.family import (
-    FAMILIES,
-    DenseTraits,
-    Family,
-    dense_decoder,
-    layer_count,
-    llama_tensor_name,
-    windows_from_layer_types,
-)
+from exporter.checkpoint.dense import DenseTraits, dense_decoder, layer_count, windows_from_layer_types
+from exporter.checkpoint.family import FAMILIES, Family
 from exporter.decoder.spec import DecoderSpec
 
 
@@ -19,4 +12,4 @@ def decoder_spec(config: Config) -> DecoderSpec:
     return dense_decoder(config, "mistral", DenseTraits(windows_from_layer_types(config, default)))
 
 
-FAMILIES.add("mistral", Family("mistral", decoder_spec, llama_tensor_name))
+FAMILIES.add("mistral", Family("mistral", decoder_spec))

@@ -1,15 +1,8 @@
 """Qwen2 and Qwen2.5: biased query, key and value projections; the upper layers may be windowed."""
 
 from exporter.checkpoint.config import Config
-from exporter.checkpoint.family import (
-    FAMILIES,
-    DenseTraits,
-    Family,
-    dense_decoder,
-    layer_count,
-    llama_tensor_name,
-    windows_from_layer_types,
-)
+from exporter.checkpoint.dense import DenseTraits, dense_decoder, layer_count, windows_from_layer_types
+from exporter.checkpoint.family import FAMILIES, Family
 from exporter.decoder.spec import DecoderSpec
 
 
@@ -26,4 +19,4 @@ def decoder_spec(config: Config) -> DecoderSpec:
     return dense_decoder(config, "qwen2", DenseTraits(upper_layer_windows(config), query_key_value_bias=True))
 
 
-FAMILIES.add("qwen2", Family("qwen2", decoder_spec, llama_tensor_name))
+FAMILIES.add("qwen2", Family("qwen2", decoder_spec))

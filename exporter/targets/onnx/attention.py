@@ -20,7 +20,7 @@ import onnx_ir as ir
 from exporter.decoder.spec import AttentionSpec
 from exporter.quantize.formats import KvFormat, KvScaling
 from exporter.quantize.kv_codec import LayerKvConstants, hadamard
-from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value
+from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value, soft_cap
 
 SMALLEST_SCALE = 2.0**-24
 """fp16's smallest number, as in the codec."""
@@ -104,7 +104,7 @@ class CachedAttention:
         return self._encoded(moved, channels)
 
     def attend(self, query: Value, keys: CachedSide, values: CachedSide, mask: Value) -> Value:
-        """Query [1, S, H * Hd], mask float [G * S, C] of zeros and minus infinities -> [1, S, H * Hd]."""
+        """Query [1, S, H * Hd], mask float [G * S, C] or [K, G * S, C] of zeros and minus infinities -> [1, S, H * Hd]."""
         graph, spec = self.graph, self.spec
         balance = self.constants.key.balance.repeat_interleave(spec.group, 0).flatten().numpy()
         query = self._per_channel(query, "Mul", "query_balance", balance * np.float32(spec.score_scale), 1.0)
@@ -112,6 +112,8 @@ class CachedAttention:
         grouped = self._rotated(graph.node("Transpose", grouped, perm=[0, 2, 3, 1, 4]))
         rows = graph.node("Reshape", grouped, graph.integers(1, spec.kv_heads, -1, spec.head_dim))
         scores = self._product_with_keys(rows, keys)
+        if spec.score_cap is not None:
+            scores = soft_cap(graph, scores, spec.score_cap)
         masked = graph.node("Add", scores, mask, name=f"{self.label}.masked_scores")
         weights = graph.node("Softmax", masked, axis=-1, name=f"{self.label}.probabilities")
         return self._restored(self._product_with_values(weights, values))

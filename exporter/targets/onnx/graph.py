@@ -19,6 +19,12 @@ SMALLEST_EXTERNAL_BYTES = 1024
 Value = ir.Value
 
 
+def soft_cap(graph: GraphBuilder, value: Value, cap: float) -> Value:
+    """cap * tanh(value / cap)."""
+    bounded = graph.node("Tanh", graph.node("Mul", value, graph.scalar(1 / cap)))
+    return graph.node("Mul", bounded, graph.scalar(cap))
+
+
 class GraphBuilder:
     """Collects inputs, constants and nodes in the order of the calls."""
 

@@ -22,7 +22,7 @@ from exporter.quantize.kv_codec import LayerKvConstants
 from exporter.recipe import AttentionKernel, OnnxSection
 from exporter.targets.onnx.attention import CachedAttention, CachedSide, CachePart, cache_parts
 from exporter.targets.onnx.gqa import GroupedQueryAttention
-from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value
+from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value, soft_cap
 from exporter.targets.onnx.names import HELD, LOGIT_ROWS, PAST, POSITIONS, PRESENT, TOKENS, WRITE_SLOT
 from exporter.targets.onnx.weights import StoredMatrix
 
@@ -60,18 +60,25 @@ class OnnxOps:
         self.token_ids = Tensor(self.graph.input(TOKENS, ir.DataType.INT64, (1, "S")))
         self._positions = self.graph.input(POSITIONS, ir.DataType.INT64, (1, "S"))
         self._logit_rows = self.graph.input(LOGIT_ROWS, ir.DataType.INT64, ("L",))
-        self._tiled: dict[tuple[LayerCache, int], Value] = {}
+        self._tiled: dict[tuple[LayerCache, int, tuple[float, ...] | None], Value] = {}
         self._grouped: GroupedQueryAttention | None = None
         if settings.attention is AttentionKernel.GQA:
             self._grouped = GroupedQueryAttention(self.graph, kv_format, self._positions)
             return
-        self._masks = {ring: self._mask(ring) for ring in dict.fromkeys(layout)}
+        self._held = {
+            ring: self.graph.input(f"{HELD}.{ring.name}", ir.DataType.INT64, (f"slots.{ring.name}",))
+            for ring in dict.fromkeys(layout)
+        }
+        self._masks = {ring: self._mask(ring) for ring in self._held}
         self._write_slots = {
             ring: self.graph.input(f"{WRITE_SLOT}.{ring.name}", ir.DataType.INT64, (1,)) for ring in self._masks
         }
 
     def embedding(self, token_ids: Tensor, table: str) -> Tensor:
         return Tensor(self._matrix(table, (table,)).rows(self._value(token_ids)))
+
+    def positions(self, table: str) -> Tensor:
+        return Tensor(self.graph.node("Gather", self._vector(table), self._positions, axis=0, name="position_rows"))
 
     def linear(self, value: Tensor, matrix: str, bias: bool) -> Tensor:
         if matrix not in self._products:
@@ -83,25 +90,12 @@ class OnnxOps:
         return Tensor(product)
 
     def rms_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
-        graph, scale = self.graph, self._vector(gain)
-        if value.value is None and value.parts is not None:
-            normed, _, _, value.value = graph.nodes(
-                "SkipSimplifiedLayerNormalization",
-                *value.parts,
-                scale,
-                domain=MICROSOFT,
-                name=f"{gain}.normed",
-                count=4,
-                epsilon=norm.eps,
-            )
-            return Tensor(normed)
-        rows = self._value(value)
-        settings: dict[str, Any] = {"axis": -1, "epsilon": norm.eps, "stash_type": 1}
-        if value.heads == 1:
-            return Tensor(graph.node("RMSNormalization", rows, scale, name=f"{gain}.normed", **settings))
-        split = graph.node("Reshape", rows, graph.integers(0, 0, value.heads, -1))
-        normed = graph.node("RMSNormalization", split, scale, name=f"{gain}.normed", **settings)
-        return Tensor(graph.node("Reshape", normed, graph.integers(0, 0, -1)), heads=value.heads)
+        operators = "RMSNormalization", "SkipSimplifiedLayerNormalization"
+        return self._normalized(value, gain, norm, *operators, self._vector(gain))
+
+    def layer_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
+        vectors = [self._vector(gain), *([self._vector(f"{gain}.bias")] if norm.bias else [])]
+        return self._normalized(value, gain, norm, "LayerNormalization", "SkipLayerNormalization", *vectors)
 
     def split_heads(self, value: Tensor, heads: int) -> Tensor:
         return Tensor(self._value(value), heads=heads)
@@ -126,8 +120,8 @@ class OnnxOps:
             stored = [part for part in parts if part.name.startswith(f"layers.{layer}.{side}")]
             encoded = writer.encode(self._value(rows), side)
             sides[side] = CachedSide(*(self._write(part, new, ring) for part, new in zip(stored, encoded, strict=True)))
-        mixed = writer.attend(self._value(query), sides["key"], sides["value"], self._tiled_mask(ring, attention.group))
-        return Tensor(mixed)
+        mask = self._tiled_mask(ring, attention)
+        return Tensor(writer.attend(self._value(query), sides["key"], sides["value"], mask))
 
     def activation(self, value: Tensor, kind: Activation) -> Tensor:
         graph, inner = self.graph, self._value(value)
@@ -143,14 +137,35 @@ class OnnxOps:
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         return Tensor(parts=(self._value(left), self._value(right)))
 
-    def logits(self, value: Tensor, table: str) -> Tensor:
+    def logits(self, value: Tensor, table: str, bias: str | None = None) -> Tensor:
         """Only the rows that the caller asks for meet the head."""
         rows = self.graph.node("Gather", self._value(value), self._logit_rows, axis=1, name="logit_rows_of_chunk")
-        return Tensor(self._matrix(table, (table,)).multiply(rows, "logits"))
+        product = self._matrix(table, (table,)).multiply(rows, "head.product")
+        return Tensor(product if bias is None else self.graph.node("Add", product, self._vector(bias)))
+
+    def soft_cap(self, value: Tensor, cap: float) -> Tensor:
+        return Tensor(soft_cap(self.graph, self._value(value), cap))
 
     def finish(self, logits: Tensor) -> None:
         """Declares the outputs."""
         self.graph.output(self._value(logits), "logits", ir.DataType.FLOAT, (1, "L", self.spec.vocab_size))
+
+    def _normalized(
+        self, value: Tensor, gain: str, norm: NormSpec, operator: str, after_sum: str, *vectors: Value
+    ) -> Tensor:
+        """One operator for the norm, and for the sum before it where one waits."""
+        graph, name = self.graph, f"{gain}.normed"
+        if value.value is None and value.parts is not None:
+            settings: dict[str, Any] = {"domain": MICROSOFT, "name": name, "count": 4, "epsilon": norm.eps}
+            normed, _, _, value.value = graph.nodes(after_sum, *value.parts, *vectors, **settings)
+            return Tensor(normed)
+        rows = self._value(value)
+        settings = {"name": name, "axis": -1, "epsilon": norm.eps, "stash_type": 1}
+        if value.heads == 1:
+            return Tensor(graph.node(operator, rows, *vectors, **settings))
+        split = graph.node("Reshape", rows, graph.integers(0, 0, value.heads, -1))
+        normed = graph.node(operator, split, *vectors, **settings)
+        return Tensor(graph.node("Reshape", normed, graph.integers(0, 0, -1)), heads=value.heads)
 
     def _value(self, tensor: Tensor) -> Value:
         if tensor.value is None:
@@ -197,18 +212,32 @@ class OnnxOps:
         self.graph.output(written, f"{PRESENT}.{part.name}", part.data_type, part.shape)
         return written
 
-    def _tiled_mask(self, ring: LayerCache, group: int) -> Value:
-        """The mask once for each of the query heads that share a key head: [G * S, C]."""
-        if (ring, group) not in self._tiled:
-            copies = [self._masks[ring]] * group
-            self._tiled[ring, group] = copies[0] if group == 1 else self.graph.node("Concat", *copies, axis=0)
-        return self._tiled[ring, group]
+    def _tiled_mask(self, ring: LayerCache, attention: AttentionSpec) -> Value:
+        """The mask once for each of the query heads that share a key head, [G * S, C], or [K, G * S, C] with what distance takes from
+        the scores of each head."""
+        key = ring, attention.group, attention.distance_slopes
+        if key not in self._tiled:
+            copies = [self._masks[ring]] * attention.group
+            if attention.distance_slopes is not None:
+                self._tiled[key] = self._sloped_mask(ring, attention, attention.distance_slopes)
+            else:
+                self._tiled[key] = copies[0] if len(copies) == 1 else self.graph.node("Concat", *copies, axis=0)
+        return self._tiled[key]
+
+    def _sloped_mask(self, ring: LayerCache, attention: AttentionSpec, slopes: tuple[float, ...]) -> Value:
+        """float [K, G * S, C]. What an empty slot is said to hold lies after every token: no distance comes of it."""
+        graph = self.graph
+        token = graph.node("Reshape", self._positions, graph.integers(-1, 1))
+        behind = graph.node("Sub", self._held[ring], token)
+        distance = graph.node("Cast", graph.node("Min", behind, graph.scalar(0, np.int64)), to=ir.DataType.FLOAT)
+        stored = graph.constant(f"slopes.{len(self._tiled)}", np.array(slopes, np.float32).reshape(-1, 1, 1))
+        sloped = graph.node("Add", graph.node("Mul", stored, distance), self._masks[ring])
+        return graph.node("Reshape", sloped, graph.integers(attention.kv_heads, -1, 0))
 
     def _mask(self, ring: LayerCache) -> Value:
         """float [S, C]: 0 where a token may read a slot, else minus infinity. `held` says which position each slot holds; one that
         holds nothing yet holds a position after every token."""
-        graph = self.graph
-        held = graph.input(f"{HELD}.{ring.name}", ir.DataType.INT64, (f"slots.{ring.name}",))
+        graph, held = self.graph, self._held[ring]
         token = graph.node("Reshape", self._positions, graph.integers(-1, 1))
         seen = graph.node("LessOrEqual", held, token)
         if ring.window is not None:

@@ -16,6 +16,7 @@ from exporter.decoder.cache import LayerCache
 from exporter.decoder.rotary import attention_factor
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
 from exporter.decoder.weights import DecoderWeights
+from exporter.errors import PlanRefused
 from exporter.quantize.formats import KvFormat
 from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 from exporter.targets.executorch.qnn.blocks import kernel_columns
@@ -47,6 +48,9 @@ class QnnOps:
         """The table lives on the host, which looks tokens up; the graph receives hidden states."""
         return self._hidden
 
+    def positions(self, table: str) -> Value:
+        raise refused("learned positions")
+
     def linear(self, value: Value, matrix: str, bias: bool) -> Value:
         quantized = self.weights.quantized(matrix)
         value = self._pad_channels(
@@ -64,6 +68,9 @@ class QnnOps:
         return self.graph.add(
             "RmsNorm", result, value, Constant(f"{gain}_gain", self.weights.dense(gain)), epsilon=norm.eps
         )
+
+    def layer_norm(self, value: Value, gain: str, norm: NormSpec) -> Value:
+        raise refused("layer normalization")
 
     def split_heads(self, value: Value, heads: int) -> Value:
         shape = (1, self.chunk, heads, value.shape[-1] // heads)
@@ -148,13 +155,18 @@ class QnnOps:
     def add(self, left: Value, right: Value) -> Value:
         return self._binary("ElementWiseAdd", f"{right.name}_residual", left.shape, left, right)
 
-    def logits(self, value: Value, table: str) -> Value:
+    def logits(self, value: Value, table: str, bias: str | None = None) -> Value:
+        if bias is not None:
+            raise refused("a bias on the logits")
         quantized = self.weights.quantized(table)
         value = self._pad_channels(
             value, quantized.in_features, kernel_columns(quantized.in_features, quantized.format.group_size)
         )
         result = Value("logits", (1, 1, self.chunk, quantized.out_features), Role.OUTPUT)
         return self.graph.add("Conv2d", result, value, Kernel(f"{table}_weight", quantized))
+
+    def soft_cap(self, value: Value, cap: float) -> Value:
+        raise refused("a soft cap on the logits")
 
     def _declare_shared_inputs(self) -> None:
         self._hidden = self.graph.add_input(
@@ -280,6 +292,11 @@ class QnnOps:
         count = self._names.get(name, 0)
         self._names[name] = count + 1
         return Value(name if count == 0 else f"{name}_{count}", shape, fixed=fixed)
+
+
+def refused(what: str) -> PlanRefused:
+    """The plan refuses such models before a graph is built; see `target.py`."""
+    return PlanRefused(f"{what}: not lowered to the HTP", "plan the export first")
 
 
 def mask_name(layer: LayerCache) -> str:

@@ -7,7 +7,7 @@ import difflib
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
-from exporter.decoder.spec import Activation, DecoderSpec
+from exporter.decoder.spec import Activation, DecoderSpec, NormKind, rotary_settings
 from exporter.errors import ToolchainMissing
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSettings
 from exporter.recipe import Recipe
@@ -15,6 +15,7 @@ from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained,
 from exporter.targets.executorch.qnn import sdk
 
 LOWER_TIME_LIMIT_S = 3600.0
+OTHER_TARGET = "a recipe for ONNX Runtime, such as onnx-cpu"
 
 
 class QnnTarget:
@@ -131,24 +132,47 @@ def _spec_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
                 "a model with SiLU, ReLU or the exact GELU",
             )
         )
-    if len({layer.attention.rotary for layer in spec.layers}) > 1:
-        found.append(
-            Refusal(
-                "layers with different rotary settings are not supported yet",
-                "a model whose layers share one setting",
-            )
-        )
-    if any(layer.attention.rotary is None for layer in spec.layers):
-        found.append(
-            Refusal(
-                "layers without rotary embedding are not supported yet",
-                "a model with rotary embedding in every layer",
-            )
-        )
+    found += [Refusal(f"{what} not supported yet", nearest) for applies, what, nearest in _unsupported(spec) if applies]
     odd = [layer.attention.head_dim for layer in spec.layers if layer.attention.head_dim % 2]
     if odd and recipe.kv_cache.bits == 4:
         found.append(Refusal(f"INT4 KV packs channel pairs, head_dim {odd[0]} is odd", "kv_cache.bits=8"))
     return found
+
+
+def _unsupported(spec: DecoderSpec) -> list[tuple[bool, str, str]]:
+    """Whether the model has it, what the graph for the HTP does not express, and the nearest that works."""
+    attentions = [layer.attention for layer in spec.layers]
+    norms = [spec.final_norm, *(layer.attention_norm for layer in spec.layers)]
+    return [
+        (
+            len(rotary_settings(spec)) > 1,
+            "layers with different rotary settings are",
+            "a model whose layers share one setting",
+        ),
+        (
+            any(attention.rotary is None for attention in attentions),
+            "layers without rotary embedding are",
+            "a model with rotary embedding in every layer",
+        ),
+        (
+            any(attention.score_cap is not None for attention in attentions),
+            "a soft cap on attention scores is",
+            OTHER_TARGET,
+        ),
+        (
+            any(attention.distance_slopes is not None for attention in attentions),
+            "attention biased by distance (ALiBi) is",
+            OTHER_TARGET,
+        ),
+        (
+            any(norm.kind is NormKind.LAYER for norm in norms if norm is not None),
+            "layer normalization is",
+            OTHER_TARGET,
+        ),
+        (spec.learned_positions > 0, "a table of learned positions is", OTHER_TARGET),
+        (spec.logits_cap is not None, "a soft cap on the logits is", OTHER_TARGET),
+        (spec.head_bias, "a bias on the logits is", OTHER_TARGET),
+    ]
 
 
 TARGETS.add("executorch-qnn", QnnTarget())

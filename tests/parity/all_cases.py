@@ -1,0 +1,8 @@
+"""The cases of every family by name; a name begins with its family's."""
+
+from __future__ import annotations
+
+from family_cases import CASES as LLAMA_SHAPED
+from gemma_cases import GEMMA_CASES
+
+CASES = LLAMA_SHAPED | GEMMA_CASES
