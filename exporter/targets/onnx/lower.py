@@ -41,7 +41,6 @@ def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
         decoder.layout,
         decoder.kv_format,
         decoder.kv_constants,
-        decoder.context,
         settings,
     )
     ops.finish(decode_chunk(ops, decoder.spec, ops.token_ids))

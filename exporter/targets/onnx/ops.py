@@ -14,15 +14,16 @@ import onnx_ir as ir
 import torch
 
 from exporter.decoder.cache import LayerCache
-from exporter.decoder.rotary import cosine_sine
+from exporter.decoder.rotary import attention_factor, inverse_frequencies
 from exporter.decoder.spec import SHARED_INPUTS, Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.formats import KvFormat
 from exporter.quantize.kv_codec import LayerKvConstants
 from exporter.recipe import AttentionKernel, OnnxSection
-from exporter.targets.onnx.attention import CachedAttention, CachedSide, CachePart, cache_parts
+from exporter.targets.onnx.attention import CachedAttention
 from exporter.targets.onnx.gqa import GroupedQueryAttention
 from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value, soft_cap
+from exporter.targets.onnx.kv_encoding import CacheEncoder, CachePart, StoredLayer, cache_parts
 from exporter.targets.onnx.names import HELD, LOGIT_ROWS, PAST, POSITIONS, PRESENT, TOKENS, WRITE_SLOT
 from exporter.targets.onnx.weights import StoredMatrix
 
@@ -37,6 +38,15 @@ class Tensor:
     heads: int = 1
 
 
+@dataclass(frozen=True)
+class RotaryTables:
+    """Cosine and sine float [S, dimensions / 2] of a chunk's tokens, and which row is whose: int64 [1, S]."""
+
+    rows: Value
+    cosine: Value
+    sine: Value
+
+
 class OnnxOps:
     """Writes one graph; see `decoder.ops.Ops`."""
 
@@ -47,16 +57,17 @@ class OnnxOps:
         layout: tuple[LayerCache, ...],
         kv_format: KvFormat,
         kv_constants: tuple[LayerKvConstants, ...],
-        context: int,
         settings: OnnxSection,
     ) -> None:
         self.spec, self.weights, self.kv_format, self.kv_constants = spec, weights, kv_format, kv_constants
-        self.context, self.settings = context, settings
+        self.settings = settings
         self.graph = GraphBuilder("decoder")
         self.layout = layout
-        self._rotary: dict[RotarySpec, tuple[Value, Value]] = {}
+        self._rotary: dict[RotarySpec, RotaryTables] = {}
+        self._middles: dict[tuple[int, int], Value] = {}
         self._products: dict[str, Value] = {}
         self._stored: dict[str, StoredMatrix] = {}
+        self._vectors: dict[str, Value] = {}
         self.token_ids = Tensor(self.graph.input(TOKENS, ir.DataType.INT64, (1, "S")))
         self._positions = self.graph.input(POSITIONS, ir.DataType.INT64, (1, "S"))
         self._logit_rows = self.graph.input(LOGIT_ROWS, ir.DataType.INT64, ("L",))
@@ -103,7 +114,8 @@ class OnnxOps:
     def rotary(self, value: Tensor, rotary: RotarySpec) -> Tensor:
         rows, tables = self._value(value), self._rotary_tables(rotary)
         settings: dict[str, Any] = {"num_heads": value.heads, "rotary_embedding_dim": rotary.dimensions}
-        rotated = self.graph.node("RotaryEmbedding", rows, self._positions, *tables, domain=MICROSOFT, **settings)
+        inputs = (rows, tables.rows, tables.cosine, tables.sine)
+        rotated = self.graph.node("RotaryEmbedding", *inputs, domain=MICROSOFT, **settings)
         return Tensor(rotated, heads=value.heads)
 
     def attention(self, layer: int, attention: AttentionSpec, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -111,17 +123,14 @@ class OnnxOps:
         if self._grouped is not None:
             given = (self._value(query), self._value(key), self._value(value))
             return Tensor(self._grouped.attend(layer, attention, ring, self.kv_constants[layer], *given))
-        writer = CachedAttention(
-            self.graph, layer, attention, self.kv_format, self.kv_constants[layer], self.settings.attention_terms
-        )
-        sides = {}
+        shared = (self.graph, layer, attention, self.kv_format, self.kv_constants[layer])
+        new = CacheEncoder(*shared).encode(self._value(key), self._value(value))
         parts = cache_parts(layer, attention, self.kv_format, f"slots.{ring.name}")
-        for side, rows in (("key", key), ("value", value)):
-            stored = [part for part in parts if part.name.startswith(f"layers.{layer}.{side}")]
-            encoded = writer.encode(self._value(rows), side)
-            sides[side] = CachedSide(*(self._write(part, new, ring) for part, new in zip(stored, encoded, strict=True)))
-        mask = self._tiled_mask(ring, attention)
-        return Tensor(writer.attend(self._value(query), sides["key"], sides["value"], mask))
+        rows = [row for row in (new.keys, new.values, new.scales, new.zeros) if row is not None]
+        stored = StoredLayer(*(self._write(part, row, ring) for part, row in zip(parts, rows, strict=True)))
+        writer = CachedAttention(*shared, self.settings.attention_terms)
+        mask, middle = self._tiled_mask(ring, attention), self._middle_codes(attention)
+        return Tensor(writer.attend(self._value(query), stored, mask, middle))
 
     def activation(self, value: Tensor, kind: Activation) -> Tensor:
         graph, inner = self.graph, self._value(value)
@@ -174,7 +183,15 @@ class OnnxOps:
         return tensor.value
 
     def _vector(self, name: str) -> Value:
-        return self.graph.constant(name, self.weights.dense(name).numpy())
+        """float32, but stored in fp16 where that loses nothing, as with most checkpoints of 16 bits."""
+        if name not in self._vectors:
+            values = self.weights.dense(name)
+            if _fits_half(values):
+                stored = self.graph.constant(name, values.half().numpy())
+                self._vectors[name] = self.graph.node("Cast", stored, to=ir.DataType.FLOAT, name=f"{name}.float")
+            else:
+                self._vectors[name] = self.graph.constant(name, values.numpy())
+        return self._vectors[name]
 
     def _matrix(self, name: str, parts: tuple[str, ...]) -> StoredMatrix:
         if name not in self._stored:
@@ -195,14 +212,32 @@ class OnnxOps:
         pieces = self.graph.nodes("Split", product, self.graph.integers(*sizes), count=len(names), axis=2)
         self._products.update(zip(names, pieces, strict=True))
 
-    def _rotary_tables(self, rotary: RotarySpec) -> tuple[Value, Value]:
-        """float [context, dimensions / 2] each, stored once for every layer that rotates alike."""
+    def _rotary_tables(self, rotary: RotarySpec) -> RotaryTables:
+        """Computed from the chunk's positions, once for all layers that rotate alike: stored tables of a long context would be larger
+        than many a layer."""
         if rotary not in self._rotary:
-            cosine, sine = cosine_sine(rotary, torch.arange(self.context))
-            label = f"rotary.{len(self._rotary)}"
-            constant = self.graph.constant
-            self._rotary[rotary] = constant(f"{label}.cosine", cosine.numpy()), constant(f"{label}.sine", sine.numpy())
+            graph = self.graph
+            steps = graph.constant(f"rotary.{len(self._rotary)}.frequencies", inverse_frequencies(rotary).numpy())
+            position = graph.node(
+                "Cast", graph.node("Reshape", self._positions, graph.integers(-1, 1)), to=ir.DataType.FLOAT
+            )
+            angles, factor = graph.node("Mul", position, steps), attention_factor(rotary)
+            cosine, sine = graph.node("Cos", angles), graph.node("Sin", angles)
+            if factor != 1.0:
+                cosine, sine = (graph.node("Mul", table, graph.scalar(factor)) for table in (cosine, sine))
+            first = graph.node("Gather", self._positions, graph.integers(0), axis=1)
+            self._rotary[rotary] = RotaryTables(graph.node("Sub", self._positions, first), cosine, sine)
         return self._rotary[rotary]
+
+    def _middle_codes(self, attention: AttentionSpec) -> Value:
+        """uint8 [1, K, G * S, 1] of 128: the zero points that QuantizeLinear wants beside every scale."""
+        heads = attention.kv_heads, attention.group
+        if heads not in self._middles:
+            graph, (kv_heads, group) = self.graph, heads
+            rows = graph.node("Mul", graph.node("Shape", self._positions, start=1), graph.integers(group))
+            shape = graph.node("Concat", graph.integers(1, kv_heads), rows, graph.integers(1), axis=0)
+            self._middles[heads] = graph.node("Expand", graph.scalar(128, np.uint8), shape)
+        return self._middles[heads]
 
     def _write(self, part: CachePart, new: Value, ring: LayerCache) -> Value:
         """Puts new rows into the cache, wrapping at its end, and declares both ends."""
@@ -246,3 +281,7 @@ class OnnxOps:
                 near = graph.node("Or", near, graph.node("Less", held, graph.scalar(ring.sinks, np.int64)))
             seen = graph.node("And", seen, near)
         return graph.node("Where", seen, graph.scalar(0), graph.scalar(-np.inf), name=f"mask.{ring.name}")
+
+
+def _fits_half(values: torch.Tensor) -> bool:
+    return torch.equal(values.half().float(), values)
