@@ -117,6 +117,7 @@ CONTENDERS = (
     Contender("genai int8", "genai-int8", ("--kv", "int8", *GENAI_QUANTIZED), "genai.py"),
     Contender("genai int4", "genai-int4", ("--kv", "int4", *GENAI_QUANTIZED), "genai.py"),
     Contender(REFERENCE, "llama", (), "llama_cpp_peer.py", ("--kv", "f16")),
+    Contender("llama.cpp f16, no flash", "llama", (), "llama_cpp_peer.py", ("--kv", "f16", "--no-flash")),
     Contender("llama.cpp q8_0", "llama", (), "llama_cpp_peer.py", ("--kv", "q8_0")),
     Contender("llama.cpp q4_0", "llama", (), "llama_cpp_peer.py", ("--kv", "q4_0")),
 )

@@ -1,8 +1,8 @@
 """llama.cpp (through llama-cpp-python, compiled from its source package) as a comparison peer.
 
 python llama_cpp_peer.py build CHECKPOINT FOLDER
-python llama_cpp_peer.py time FOLDER [--kv f16|q8_0|q4_0] --contexts 64 1024 2048 --tokens 24 --threads 1 --prefill 512
-python llama_cpp_peer.py judge FOLDER [--kv f16|q8_0|q4_0] --windows WINDOWS.json
+python llama_cpp_peer.py time FOLDER [--kv f16|q8_0|q4_0] [--no-flash] --contexts 64 1024 2048 --tokens 24 --threads 1 --prefill 512
+python llama_cpp_peer.py judge FOLDER [--kv f16|q8_0|q4_0] [--no-flash] --windows WINDOWS.json
 
 Llama or Qwen3 without biases or rotary scaling (gguf_files.py). Every matrix is Q4_0, the tied table included.
 """
@@ -39,7 +39,7 @@ def build(given: argparse.Namespace) -> None:
 def time_it(given: argparse.Namespace) -> None:
     path, at_start = given.folder / MODEL_FILE, memory("VmRSS")
     context = max([given.prefill, *(context + given.tokens for context in given.contexts)]) + 8
-    session = Session(path, context, given.threads, given.kv)
+    session = Session(path, context, given.threads, given.kv, not given.no_flash)
     memories = {"rss_start_bytes": at_start, "rss_loaded_bytes": memory("VmRSS"), "file_bytes": path.stat().st_size}
     numbers = measure(session.restart, session.feed, session.vocab, given)
     about = {"peer": "llama.cpp", "version": f"llama-cpp-python {llama_cpp.__version__}", "kv": given.kv}
@@ -48,13 +48,14 @@ def time_it(given: argparse.Namespace) -> None:
 
 def judge(given: argparse.Namespace) -> None:
     windows = json.loads(given.windows.read_text())["evaluation"]
-    session = Session(given.folder / MODEL_FILE, max(map(len, windows)), given.threads, given.kv)
+    session = Session(given.folder / MODEL_FILE, max(map(len, windows)), given.threads, given.kv, not given.no_flash)
     report({"perplexity": perplexity(session.logits, windows)})
 
 
 def main() -> None:
     parser = peer_arguments(__doc__)
     parser.add_argument("--kv", choices=KV, default="f16")
+    parser.add_argument("--no-flash", action="store_true", help="attention as separate products; f16 only")
     given = parser.parse_args()
     {"build": build, "time": time_it, "judge": judge}[given.command](given)
 

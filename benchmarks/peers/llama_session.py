@@ -10,6 +10,7 @@ import llama_cpp
 import numpy as np
 
 BATCH = 512
+AUTOMATIC, OFF = -1, 0
 KV = {"f16": "GGML_TYPE_F16", "q8_0": "GGML_TYPE_Q8_0", "q4_0": "GGML_TYPE_Q4_0"}
 
 
@@ -30,9 +31,10 @@ def quiet() -> tuple[Any, list[str]]:
 
 
 class Session:
-    """A loaded model with an empty cache. Raises LlamaFault when the model or its cache cannot be made."""
+    """A loaded model with an empty cache. Raises LlamaFault when the model or its cache cannot be made. `flash` leaves the choice of
+    flash attention to llama.cpp, which takes it; a quantized cache cannot do without."""
 
-    def __init__(self, path: Path, context: int, threads: int, kv: str) -> None:
+    def __init__(self, path: Path, context: int, threads: int, kv: str, flash: bool = True) -> None:
         self.keep, self.lines = quiet()
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
@@ -41,17 +43,17 @@ class Session:
         if not self.model:
             raise LlamaFault(f"{path} did not load:\n" + "".join(self.lines)[-3000:])
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-        self.context = llama_cpp.llama_init_from_model(self.model, self._context_settings(context, threads, kv))
+        self.context = llama_cpp.llama_init_from_model(self.model, self._context_settings(context, threads, kv, flash))
         if not self.context:
             raise LlamaFault("no context:\n" + "".join(self.lines)[-3000:])
         self.memory = llama_cpp.llama_get_memory(self.context)
 
-    def _context_settings(self, context: int, threads: int, kv: str) -> Any:
+    def _context_settings(self, context: int, threads: int, kv: str, flash: bool) -> Any:
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = context, BATCH, BATCH, 1
         settings.n_threads = settings.n_threads_batch = threads
         settings.type_k = settings.type_v = getattr(llama_cpp, KV[kv])
-        settings.flash_attn_type = -1 if kv == "f16" else 1  # automatic; a quantized V cache needs it
+        settings.flash_attn_type = AUTOMATIC if flash else OFF
         settings.no_perf = True
         return settings
 
