@@ -116,11 +116,13 @@ class KvCalibrator:
                 _static(keys, kv_format.bits, per_channel), _static(values, kv_format.bits, per_channel)
             )
         if kv_format.scaling is KvScaling.PER_TOKEN and kv_format.bits < 8:
-            balance = (
-                keys.deviation.clamp_min(SMALLEST_SPREAD) / queries.root_mean_square.clamp_min(SMALLEST_SPREAD)
-            ).sqrt()
-            key = ChannelConstants(keys.mean.float(), balance.float())
-            return LayerKvConstants(key, ChannelConstants(values.mean.float(), torch.ones_like(key.balance)))
+            query_size = queries.root_mean_square.clamp_min(SMALLEST_SPREAD)
+            key_balance = (keys.deviation.clamp_min(SMALLEST_SPREAD) / query_size).sqrt()
+            value_balance = values.deviation.clamp_min(SMALLEST_SPREAD).sqrt()
+            return LayerKvConstants(
+                ChannelConstants(keys.mean.float(), key_balance.float()),
+                ChannelConstants(values.mean.float(), value_balance.float()),
+            )
         shape = keys.low.shape
         return LayerKvConstants(ChannelConstants.identity(*shape), ChannelConstants.identity(*shape))
 
