@@ -47,6 +47,10 @@ class Config:
             raise CheckpointError(f"{path}: must hold a JSON object", "restore the file from the checkpoint")
         return Config(values, str(path))
 
+    def defaulting(self, **values: Any) -> Config:
+        """The same config with values for fields that it lacks."""
+        return Config(values | self.values, self.source)
+
     def fault(self, field: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{self.source}: {field}: {problem}", "correct the field or the checkpoint")
 

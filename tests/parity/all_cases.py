@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from family_cases import CASES as LLAMA_SHAPED
 from gemma_cases import GEMMA_CASES
+from phi_cases import PHI_CASES
 
-CASES = LLAMA_SHAPED | GEMMA_CASES
+CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES

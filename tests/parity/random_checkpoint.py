@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.decoder.cache import CacheSettings, cache_layout
 from exporter.decoder.forward import decode_chunk
-from exporter.decoder.spec import DecoderSpec, decoder_weights
+from exporter.decoder.spec import DecoderSpec, decoder_weights, for_context
 from exporter.decoder.torch_ops import FLOAT_KV, TorchOps
 from exporter.decoder.weights import WeightStore
 
@@ -103,6 +103,7 @@ def decoder_logits(
     spec: DecoderSpec, weights: WeightStore, token_ids: torch.Tensor, chunks: Sequence[int], context: int = CONTEXT
 ) -> torch.Tensor:
     """Logits of TorchOps with a full-precision cache: chunks of these lengths, then any further tokens one by one."""
+    spec = for_context(spec, context)
     layout = cache_layout(spec, CacheSettings(context, max(chunks)))
     ops = TorchOps(spec, weights, layout, FLOAT_KV)
     singles = [1] * (len(token_ids) - sum(chunks))

@@ -16,9 +16,14 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
+    StableLmConfig,
 )
 
 from exporter.checkpoint.config import Config
@@ -73,6 +78,10 @@ LOCAL = {
     },
 }
 
+WITHOUT_NORM = {name: value for name, value in UNUSUAL.items() if name != "rms_norm_eps"}
+TURNING = WITHOUT_NORM | {"tie_word_embeddings": False, "no_rope_layers": [0, 1, 0], "pad_token_id": 0}
+PARALLEL = {"layer_norm_eps": 1e-3, "use_qkv_bias": True, "use_parallel_residual": True}
+
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE, **UNUSUAL, attention_bias=True, mlp_bias=True, head_dim=20),
     "mistral": MistralConfig(**SHAPE, **UNUSUAL, sliding_window=77, head_dim=20),
@@ -83,6 +92,13 @@ CONFIGS = {
     "gemma2": Gemma2Config(**SHAPE, **GEMMA, **CAPPED, sliding_window=77),
     "gemma3_text": Gemma3TextConfig(**SHAPE, **LOCAL, final_logit_softcapping=7.0, sliding_window=77),
 }
+CONFIGS |= {
+    "phi3": Phi3Config(**SHAPE, **UNUSUAL, pad_token_id=0, sliding_window=77),
+    "smollm3": SmolLM3Config(**SHAPE, **TURNING, attention_bias=True, mlp_bias=True),
+    "olmo2": Olmo2Config(**SHAPE, **UNUSUAL, attention_bias=True),
+    "phi": PhiConfig(**SHAPE, **WITHOUT_NORM, layer_norm_eps=1e-3, qk_layernorm=True),
+    "stablelm": StableLmConfig(**SHAPE, **WITHOUT_NORM, **PARALLEL),
+}
 
 OPTIONAL = {
     "llama": (*UNUSUAL, "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"),
@@ -92,6 +108,11 @@ OPTIONAL = {
     "granite": (*UNUSUAL, *MULTIPLIERS, "num_key_value_heads", "attention_bias", "mlp_bias"),
     "gemma": (*GEMMA, "num_key_value_heads", "attention_bias", "head_dim"),
     "gemma2": (*(GEMMA.keys() - {"hidden_act"}), *CAPPED, "sliding_window"),
+    "phi3": (*UNUSUAL, "num_key_value_heads", "sliding_window"),
+    "smollm3": (*(TURNING.keys() - {"pad_token_id"}), "attention_bias", "mlp_bias"),
+    "olmo2": (*UNUSUAL, "num_key_value_heads", "attention_bias"),
+    "phi": (*WITHOUT_NORM, "layer_norm_eps", "qk_layernorm", "num_key_value_heads"),
+    "stablelm": (*WITHOUT_NORM, *PARALLEL),
     "gemma3_text": (*(LOCAL.keys() - {"hidden_act"}), "final_logit_softcapping", "sliding_window"),
 }
 

@@ -34,6 +34,11 @@ FULLEST = {
     "qwen2": "qwen2-upper-layers",
     "qwen3": "qwen3-layer-types-bias",
     "gemma": "gemma-untied-bias",
+    "olmo2": "olmo2",
+    "phi": "phi",
+    "phi3": "phi3-longrope-long-context",
+    "smollm3": "smollm3-windows",
+    "stablelm": "stablelm",
 }
 """The case of each family that has most of its switches on."""
 
