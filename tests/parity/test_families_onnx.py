@@ -39,6 +39,10 @@ FULLEST = {
     "phi3": "phi3-longrope-long-context",
     "smollm3": "smollm3-windows",
     "stablelm": "stablelm",
+    "gpt2": "gpt2",
+    "falcon": "falcon-sequential-alibi",
+    "mpt": "mpt",
+    "bloom": "bloom",
 }
 """The case of each family that has most of its switches on."""
 
