@@ -3,7 +3,7 @@
 from exporter.checkpoint.alibi import distance_slopes
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, HeadShape, dense_decoder, full_attention, layer_count
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.weight_map import QUERY_KEY_VALUE, WeightMap
 from exporter.decoder.spec import Activation, DecoderSpec, NormKind, NormSpec
 
@@ -68,4 +68,17 @@ def weights(config: Config) -> WeightMap:
     return WEIGHTS.joined(tensor, QUERY_KEY_VALUE, (channels, channels, channels))
 
 
-FAMILIES.add("bloom", Family("bloom", decoder_spec, weights))
+PUBLISHED = Published(
+    "bloom-560m",
+    {
+        "vocab_size": 250880,
+        "n_embed": 1024,
+        "n_layer": 24,
+        "num_attention_heads": 16,
+        "seq_length": 2048,
+        "layer_norm_epsilon": 1e-05,
+        "apply_residual_connection_post_layernorm": False,
+    },
+    559_214_592,
+)
+FAMILIES.add("bloom", Family("bloom", decoder_spec, PUBLISHED, weights))

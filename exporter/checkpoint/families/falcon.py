@@ -5,7 +5,7 @@ import math
 from exporter.checkpoint.alibi import distance_slopes
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, HeadShape, dense_decoder, full_attention, layer_count
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.weight_map import QUERY_KEY_VALUE, Source, WeightMap
 from exporter.decoder.spec import DecoderSpec, NormKind, NormSpec
 
@@ -94,4 +94,21 @@ def weights(file: Config) -> WeightMap:
     return fused.including(TWO_NORMS) if two else fused
 
 
-FAMILIES.add("falcon", Family("falcon", decoder_spec, weights))
+PUBLISHED = Published(
+    "falcon-7b",
+    {
+        "vocab_size": 65024,
+        "hidden_size": 4544,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 71,
+        "num_kv_heads": 71,
+        "multi_query": True,
+        "new_decoder_architecture": False,
+        "parallel_attn": True,
+        "bias": False,
+        "alibi": False,
+        "layer_norm_epsilon": 1e-05,
+    },
+    6_921_720_704,
+)
+FAMILIES.add("falcon", Family("falcon", decoder_spec, PUBLISHED, weights))

@@ -2,7 +2,7 @@
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, dense_decoder, full_attention, layer_count
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.weight_map import QUERY_KEY_VALUE, RESIDUALS, WeightMap
 from exporter.decoder.spec import DecoderSpec, NormKind, NormSpec
 
@@ -64,4 +64,17 @@ def weights(config: Config) -> WeightMap:
     return fused.changed([*QUERY_KEY_VALUE, *RESIDUALS, "layers.feed_forward.up"], transposed=True)
 
 
-FAMILIES.add("gpt2", Family("gpt2", decoder_spec, weights))
+PUBLISHED = Published(
+    "gpt2",
+    {
+        "vocab_size": 50257,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-05,
+    },
+    124_439_808,
+)
+FAMILIES.add("gpt2", Family("gpt2", decoder_spec, PUBLISHED, weights))

@@ -3,7 +3,7 @@
 from exporter.checkpoint.alibi import distance_slopes
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, dense_decoder, full_attention, layer_count
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.weight_map import QUERY_KEY_VALUE, WeightMap
 from exporter.decoder.spec import Activation, DecoderSpec, NormKind, NormSpec
 
@@ -74,4 +74,18 @@ def weights(config: Config) -> WeightMap:
     return WEIGHTS.joined("transformer.blocks.{}.attn.Wqkv.weight", QUERY_KEY_VALUE, (hidden, hidden, hidden))
 
 
-FAMILIES.add("mpt", Family("mpt", decoder_spec, weights))
+PUBLISHED = Published(
+    "mpt-7b",
+    {
+        "vocab_size": 50432,
+        "d_model": 4096,
+        "n_layers": 32,
+        "n_heads": 32,
+        "max_seq_len": 2048,
+        "expansion_ratio": 4,
+        "no_bias": True,
+        "attn_config": {"alibi": True, "alibi_bias_max": 8, "attn_type": "multihead_attention"},
+    },
+    6_649_286_656,
+)
+FAMILIES.add("mpt", Family("mpt", decoder_spec, PUBLISHED, weights))

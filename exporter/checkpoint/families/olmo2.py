@@ -2,7 +2,7 @@
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, dense_decoder, full_attention
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.weight_map import LLAMA_WEIGHTS, Source, WeightMap
 from exporter.decoder.spec import DecoderSpec, NormSpan, NormSpec
 
@@ -32,4 +32,20 @@ def weights(config: Config) -> WeightMap:
     return LLAMA_WEIGHTS.including(POST_NORMS)
 
 
-FAMILIES.add("olmo2", Family("olmo2", decoder_spec, weights))
+PUBLISHED = Published(
+    "OLMo-2-0425-1B",
+    {
+        "vocab_size": 100352,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 500000,
+        "tie_word_embeddings": False,
+    },
+    1_484_916_736,
+)
+FAMILIES.add("olmo2", Family("olmo2", decoder_spec, PUBLISHED, weights))

@@ -2,7 +2,7 @@
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, dense_decoder, full_attention
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.weight_map import LLAMA_WEIGHTS, Source, WeightMap
 from exporter.decoder.spec import DecoderSpec, NormKind, NormSpec
 
@@ -40,4 +40,23 @@ def weights(config: Config) -> WeightMap:
     return LLAMA_WEIGHTS.including(NAMES)
 
 
-FAMILIES.add("phi", Family("phi", decoder_spec, weights))
+PUBLISHED = Published(
+    "phi-2",
+    {
+        "vocab_size": 51200,
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "hidden_act": "gelu_new",
+        "max_position_embeddings": 2048,
+        "layer_norm_eps": 1e-05,
+        "partial_rotary_factor": 0.4,
+        "rope_theta": 10000.0,
+        "qk_layernorm": False,
+        "tie_word_embeddings": False,
+    },
+    2_779_683_840,
+)
+FAMILIES.add("phi", Family("phi", decoder_spec, PUBLISHED, weights))

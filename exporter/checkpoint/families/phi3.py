@@ -2,7 +2,7 @@
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, HeadShape, dense_decoder, layer_count
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.rotary import read_rotary
 from exporter.checkpoint.weight_map import GATE_UP, LLAMA_WEIGHTS, QUERY_KEY_VALUE, WeightMap
 from exporter.decoder.spec import DecoderSpec, NormSpec, RotaryScalingKind
@@ -34,4 +34,22 @@ def weights(config: Config) -> WeightMap:
     return fused.joined("model.layers.{}.mlp.gate_up_proj.weight", GATE_UP, (inner, inner))
 
 
-FAMILIES.add("phi3", Family("phi3", decoder_spec, weights))
+PUBLISHED = Published(
+    "Phi-3-mini-4k-instruct",
+    {
+        "vocab_size": 32064,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "sliding_window": 2047,
+        "tie_word_embeddings": False,
+    },
+    3_821_079_552,
+)
+FAMILIES.add("phi3", Family("phi3", decoder_spec, PUBLISHED, weights))

@@ -2,7 +2,7 @@
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, HeadShape, dense_decoder, layer_count, windows_from_layer_types
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.rotary import read_rotary
 from exporter.decoder.spec import DecoderSpec
 
@@ -35,4 +35,21 @@ def rotated_layers(config: Config) -> tuple[bool, ...]:
     return tuple(map(bool, flags))
 
 
-FAMILIES.add("smollm3", Family("smollm3", decoder_spec))
+PUBLISHED = Published(
+    "SmolLM3-3B",
+    {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 65536,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 5000000.0,
+        "no_rope_layer_interval": 4,
+        "tie_word_embeddings": True,
+    },
+    3_075_098_624,
+)
+FAMILIES.add("smollm3", Family("smollm3", decoder_spec, PUBLISHED))

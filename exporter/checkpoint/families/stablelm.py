@@ -2,7 +2,7 @@
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, dense_decoder, full_attention
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.decoder.spec import DecoderSpec, NormKind, NormSpec
 
 
@@ -21,4 +21,22 @@ def decoder_spec(config: Config) -> DecoderSpec:
     return dense_decoder(config, "stablelm", traits)
 
 
-FAMILIES.add("stablelm", Family("stablelm", decoder_spec))
+PUBLISHED = Published(
+    "stablelm-2-1_6b",
+    {
+        "vocab_size": 100352,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "layer_norm_eps": 1e-05,
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000,
+        "use_qkv_bias": True,
+        "tie_word_embeddings": False,
+    },
+    1_644_515_328,
+)
+FAMILIES.add("stablelm", Family("stablelm", decoder_spec, PUBLISHED))
