@@ -19,6 +19,7 @@ import typer
 
 from exporter.cli import app
 from exporter.recipe import recipe_json_schema
+from exporter.support import Support, support_matrix
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTICE = "<!-- Written by docs/generate_reference.py; change the code and run it again, not this page. -->"
@@ -27,7 +28,11 @@ COMMAND = "python docs/generate_reference.py"
 
 def pages() -> dict[str, str]:
     """File name -> what the page must hold."""
-    return {"recipe.md": recipe_page(recipe_json_schema()), "cli.md": cli_page(typer.main.get_command(app))}
+    return {
+        "recipe.md": recipe_page(recipe_json_schema()),
+        "cli.md": cli_page(typer.main.get_command(app)),
+        "support.md": support_page(support_matrix()),
+    }
 
 
 def stale_pages(folder: Path = REFERENCE) -> list[str]:
@@ -65,6 +70,29 @@ def cli_page(command: Any) -> str:
         blocks += [f"## {name}", f"    {_usage(name, entry)}", *_paragraphs(entry.help or "", name)]
         if _visible(entry):
             blocks.append(_option_table(entry))
+    return "\n\n".join(blocks) + "\n"
+
+
+def support_page(matrix: list[Support]) -> str:
+    """Families by rows, targets by columns, and below every reason."""
+    recipes = list(dict.fromkeys(entry.recipe for entry in matrix))
+    reasons = list(dict.fromkeys(str(refusal) for entry in matrix for refusal in entry.refusals))
+    rows: dict[str, list[str]] = {}
+    for entry in matrix:
+        row = rows.setdefault(entry.family, [f"`{entry.family}`", entry.published])
+        notes = ", ".join(str(reasons.index(str(refusal)) + 1) for refusal in entry.refusals)
+        row.append(f"no: {notes}" if notes else "yes")
+    head = ("`model_type`", "Judged by", *(f"`{name}`" for name in recipes))
+    blocks = [
+        "# Families and targets",
+        NOTICE,
+        "What `slm-export plan` says of a well-known member of each family, by the numbers in its `config.json`, with the "
+        "recipe of each target. Another member may have a switch that this one leaves off; the plan of your own checkpoint "
+        "is what counts. A number stands for a reason below.",
+        _table(head, [tuple(row) for row in rows.values()]),
+        "\n".join(f"{number}. {reason}." for number, reason in enumerate(reasons, 1)),
+        "Encoders, and the vision or audio towers of checkpoints that have them, are refused for every target.",
+    ]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -30,8 +30,8 @@ class Config:
 
     def named(self, names: dict[str, str]) -> Config:
         """The same config for a family that has its own names for some fields: usual name -> its own, which is then the one that
-        faults speak of. A file that has the usual name keeps it."""
-        own = {usual: name for usual, name in names.items() if usual not in self.values}
+        faults speak of. A file that has the usual name alone keeps it."""
+        own = {usual: name for usual, name in names.items() if name in self.values or usual not in self.values}
         return _NamedConfig(self.values, self.source, own)
 
     @staticmethod
@@ -46,6 +46,14 @@ class Config:
         if not isinstance(values, dict):
             raise CheckpointError(f"{path}: must hold a JSON object", "restore the file from the checkpoint")
         return Config(values, str(path))
+
+    def defaulting(self, **values: Any) -> Config:
+        """The same config with values for fields that it lacks."""
+        return Config(values | self.values, self.source)
+
+    def replacing(self, **values: Any) -> Config:
+        """The same config with these values, whatever it says."""
+        return Config(self.values | values, self.source)
 
     def fault(self, field: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{self.source}: {field}: {problem}", "correct the field or the checkpoint")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.rotary import read_rotary
@@ -14,6 +15,7 @@ from exporter.decoder.spec import (
     LayerSpec,
     NormSpan,
     NormSpec,
+    RotaryScalingKind,
     RotarySpec,
 )
 
@@ -61,6 +63,10 @@ class DenseTraits:
     context_limit: int | None = None
     """None means the config's `max_position_embeddings`."""
 
+    def but(self, **changes: Any) -> DenseTraits:
+        """The same traits with some changed."""
+        return replace(self, **changes)
+
 
 @dataclass(frozen=True)
 class HeadShape:
@@ -82,6 +88,10 @@ class HeadShape:
                 "num_attention_heads", f"{heads} does not divide hidden_size={hidden}, and head_dim is absent"
             )
         return HeadShape(heads, kv_heads, config.integer("head_dim", traits.head_dim or hidden // heads))
+
+    def projections(self) -> tuple[int, int, int]:
+        """Rows of the projections to queries, keys and values."""
+        return self.query * self.channels, self.kv * self.channels, self.kv * self.channels
 
 
 def layer_count(config: Config) -> int:
@@ -131,7 +141,7 @@ def dense_decoder(config: Config, family: str, traits: DenseTraits) -> DecoderSp
         family,
         config.integer("vocab_size"),
         config.integer("hidden_size"),
-        traits.context_limit or config.integer("max_position_embeddings"),
+        traits.context_limit or _context_limit(config, rotary),
         layers,
         norm,
         config.flag("tie_word_embeddings", traits.tied_default),
@@ -140,6 +150,14 @@ def dense_decoder(config: Config, family: str, traits: DenseTraits) -> DecoderSp
         traits.head_bias,
         traits.logits_cap,
     )
+
+
+def _context_limit(config: Config, rotary: tuple[RotarySpec | None, ...]) -> int:
+    """The config's own limit is where dynamic scaling begins; its factor says how far it is meant to go."""
+    limit = config.integer("max_position_embeddings")
+    scalings = [turn.scaling for turn in rotary if turn is not None and turn.scaling is not None]
+    stretched = [scaling.factor for scaling in scalings if scaling.kind is RotaryScalingKind.DYNAMIC]
+    return int(limit * min(stretched, default=1.0))
 
 
 def _layer(attention: AttentionSpec, feed_forward: FeedForwardSpec, norm: NormSpec, traits: DenseTraits) -> LayerSpec:

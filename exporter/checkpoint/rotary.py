@@ -8,19 +8,28 @@ from exporter.errors import CheckpointError
 from exporter.registry import did_you_mean
 
 USUAL_THETA = 10000.0
-FORMER_NAMES = {"su": RotaryScalingKind.LONGROPE.value}
-"""What early checkpoints of a rule's first family call it."""
 
 
-def read_rotary(config: Config, head_dim: int, partial: float | None = None) -> RotarySpec:
+def read_rotary(
+    config: Config,
+    head_dim: int,
+    partial: float | None = None,
+    theta: float = USUAL_THETA,
+    former: dict[str, str] | None = None,
+) -> RotarySpec:
     """Rotary settings that all layers share. `partial` is the rotated share of a head when the config names none; a family without
-    it rotates whole heads."""
-    current, former = config.section("rope_parameters"), config.section("rope_scaling")
-    if current.values and former.values:
+    it rotates whole heads. `theta` is the base when the config names none, `former` holds names that a family once gave to rules.
+    """
+    current, older = config.section("rope_parameters"), config.section("rope_scaling")
+    if current.values and older.values:
         raise config.fault(
             "rope_scaling", "stands beside rope_parameters; keep the one that the model was trained with"
         )
-    return rotary_of(config, current if current.values else former, head_dim, partial)
+    parameters = current if current.values else older
+    kind = parameters.text("rope_type", parameters.text("type", "default"))
+    if former and kind in former:
+        parameters = Config(parameters.values | {"rope_type": former[kind]}, parameters.source)
+    return rotary_of(config, parameters, head_dim, partial, theta=theta)
 
 
 def rotary_of(
@@ -52,12 +61,12 @@ def _scaling(config: Config, parameters: Config, dimensions: int) -> RotaryScali
     if kind == "default":
         return None
     known = [entry.value for entry in RotaryScalingKind]
-    if FORMER_NAMES.get(kind, kind) not in known:
+    if kind not in known:
         raise CheckpointError(f"{parameters.source}: unsupported rope_type {kind!r}", did_you_mean(kind, known))
     for unsupported, neutral in (("truncate", True), ("mscale", None), ("mscale_all_dim", None)):
         if parameters.get(unsupported, neutral) != neutral:
             raise parameters.fault(unsupported, "is not supported")
-    rule = RotaryScalingKind(FORMER_NAMES.get(kind, kind))
+    rule = RotaryScalingKind(kind)
     if rule is RotaryScalingKind.LONGROPE:
         return _longrope(config, parameters, dimensions)
     if parameters.get("factor") is None:

@@ -4,5 +4,28 @@ from __future__ import annotations
 
 from family_cases import CASES as LLAMA_SHAPED
 from gemma_cases import GEMMA_CASES
+from gpt_cases import GPT_CASES
+from phi_cases import PHI_CASES
 
-CASES = LLAMA_SHAPED | GEMMA_CASES
+CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES | GPT_CASES
+
+FULLEST = {
+    "granite": "granite",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3_text",
+    "llama": "llama-mlp-bias",
+    "mistral": "mistral-window",
+    "qwen2": "qwen2-upper-layers",
+    "qwen3": "qwen3-layer-types-bias",
+    "gemma": "gemma-untied-bias",
+    "olmo2": "olmo2",
+    "phi": "phi",
+    "phi3": "phi3-longrope-long-context",
+    "smollm3": "smollm3-windows",
+    "stablelm": "stablelm",
+    "gpt2": "gpt2",
+    "falcon": "falcon-sequential-alibi",
+    "mpt": "mpt",
+    "bloom": "bloom",
+}
+"""The case of each family that has most of its switches on."""

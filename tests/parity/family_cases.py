@@ -21,6 +21,8 @@ class Case:
     faults: dict[str, Fault]
     removed: tuple[str, ...] = ()
     changes: dict[str, Any] = field(default_factory=dict)
+    implementation: str = "eager"
+    """Which of transformers' attentions is the reference."""
 
 
 def rope(kind: str, **parameters: Any) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.decoder.cache import CacheSettings, cache_layout
 from exporter.decoder.forward import decode_chunk
-from exporter.decoder.spec import DecoderSpec, decoder_weights
+from exporter.decoder.spec import DecoderSpec, decoder_weights, for_context
 from exporter.decoder.torch_ops import FLOAT_KV, TorchOps
 from exporter.decoder.weights import WeightStore
 
@@ -46,10 +47,12 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A model whose every parameter matters: matrices keep the scale of their input, gains and biases are random."""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
+    transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
-                parameter.normal_(0, 1.0 if "embed" in name else parameter.shape[1] ** -0.5, generator=generator)
+                inputs = parameter.shape[0 if name in transposed else 1]
+                parameter.normal_(0, 1.0 if "embed" in name else inputs**-0.5, generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.5, generator=generator)
             else:
@@ -71,9 +74,9 @@ def edit_config(folder: Path, removed: Sequence[str] = (), **changes: Any) -> No
     path.write_text(json.dumps(kept | changes), encoding="utf-8")
 
 
-def load_reference(folder: Path) -> PreTrainedModel:
+def load_reference(folder: Path, implementation: str = "eager") -> PreTrainedModel:
     """What transformers makes of a folder, in float32."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=implementation).eval()
 
 
 def random_tokens(count: int, vocabulary: int = VOCABULARY, seed: int = 1) -> torch.Tensor:
@@ -103,6 +106,7 @@ def decoder_logits(
     spec: DecoderSpec, weights: WeightStore, token_ids: torch.Tensor, chunks: Sequence[int], context: int = CONTEXT
 ) -> torch.Tensor:
     """Logits of TorchOps with a full-precision cache: chunks of these lengths, then any further tokens one by one."""
+    spec = for_context(spec, context)
     layout = cache_layout(spec, CacheSettings(context, max(chunks)))
     ops = TorchOps(spec, weights, layout, FLOAT_KV)
     singles = [1] * (len(token_ids) - sum(chunks))

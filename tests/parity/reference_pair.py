@@ -44,8 +44,10 @@ class Pair:
         assert largest_error(wrong[prefill:], self.cached[prefill : len(token_ids)]) > BREAKAGE
 
 
-def open_pair(folder: Path, token_ids: torch.Tensor, chunks: tuple[int, ...], context: int) -> Pair:
-    model = load_reference(folder)
+def open_pair(
+    folder: Path, token_ids: torch.Tensor, chunks: tuple[int, ...], context: int, implementation: str = "eager"
+) -> Pair:
+    model = load_reference(folder, implementation)
     cached = cached_reference_logits(model, token_ids, prefill=sum(chunks))
     one_pass = reference_logits(model, token_ids)
     return Pair(open_checkpoint(folder), token_ids, chunks, context, one_pass, cached)

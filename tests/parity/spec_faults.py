@@ -43,9 +43,10 @@ def feed_forward(**changes: Any) -> Fault:
 
 
 def rotary(**changes: Any) -> Fault:
-    def change(spec: AttentionSpec) -> RotarySpec:
-        assert spec.rotary is not None
-        return dataclasses.replace(spec.rotary, **changes)
+    """Every rotary setting with these fields changed; layers without one keep doing without."""
+
+    def change(spec: AttentionSpec) -> RotarySpec | None:
+        return None if spec.rotary is None else dataclasses.replace(spec.rotary, **changes)
 
     return layers(
         lambda _, layer: dataclasses.replace(
@@ -66,5 +67,9 @@ def scaling(**changes: Any) -> Fault:
 
 def norm_eps(eps: float) -> Fault:
     """Another epsilon in the norms around the blocks."""
-    change = layers(lambda _, layer: dataclasses.replace(layer, attention_norm=NormSpec(eps)))
-    return lambda spec: dataclasses.replace(change(spec), final_norm=NormSpec(eps))
+
+    def other(norm: NormSpec | None) -> NormSpec | None:
+        return None if norm is None else dataclasses.replace(norm, eps=eps)
+
+    change = layers(lambda _, layer: dataclasses.replace(layer, attention_norm=other(layer.attention_norm)))
+    return lambda spec: dataclasses.replace(change(spec), final_norm=dataclasses.replace(spec.final_norm, eps=eps))

@@ -10,15 +10,24 @@ from optimum.utils import NormalizedConfigManager
 from random_checkpoint import edit_config
 from transformers import (
     AutoConfig,
+    BloomConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GPT2Config,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MptConfig,
+    Olmo2Config,
+    Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
+    StableLmConfig,
 )
 
 from exporter.checkpoint.config import Config
@@ -73,6 +82,10 @@ LOCAL = {
     },
 }
 
+WITHOUT_NORM = {name: value for name, value in UNUSUAL.items() if name != "rms_norm_eps"}
+TURNING = WITHOUT_NORM | {"tie_word_embeddings": False, "no_rope_layers": [0, 1, 0], "pad_token_id": 0}
+PARALLEL = {"layer_norm_eps": 1e-3, "use_qkv_bias": True, "use_parallel_residual": True}
+
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE, **UNUSUAL, attention_bias=True, mlp_bias=True, head_dim=20),
     "mistral": MistralConfig(**SHAPE, **UNUSUAL, sliding_window=77, head_dim=20),
@@ -83,6 +96,34 @@ CONFIGS = {
     "gemma2": Gemma2Config(**SHAPE, **GEMMA, **CAPPED, sliding_window=77),
     "gemma3_text": Gemma3TextConfig(**SHAPE, **LOCAL, final_logit_softcapping=7.0, sliding_window=77),
 }
+CONFIGS |= {
+    "phi3": Phi3Config(**SHAPE, **UNUSUAL, pad_token_id=0, sliding_window=77),
+    "smollm3": SmolLM3Config(**SHAPE, **TURNING, attention_bias=True, mlp_bias=True),
+    "olmo2": Olmo2Config(**SHAPE, **UNUSUAL, attention_bias=True),
+    "phi": PhiConfig(**SHAPE, **WITHOUT_NORM, layer_norm_eps=1e-3, qk_layernorm=True),
+    "stablelm": StableLmConfig(**SHAPE, **WITHOUT_NORM, **PARALLEL),
+}
+UNTIED = {"vocab_size": 101, "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False}
+SCALES = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "n_inner": 40}
+BLOCKS = {
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 12,
+    "num_kv_heads": 4,
+    "new_decoder_architecture": True,
+    "num_ln_in_parallel_attn": 1,
+    "bias": True,
+    "alibi": True,
+    "ffn_hidden_size": 40,
+    "activation": "relu",
+    "max_position_embeddings": 8192,
+}
+CONFIGS |= {
+    "gpt2": GPT2Config(**UNTIED, **SCALES, n_embd=96, n_layer=3, n_head=12, n_positions=77, activation_function="relu"),
+    "falcon": FalconConfig(**UNTIED, **BLOCKS),
+    "mpt": MptConfig(**UNTIED, d_model=96, n_layers=3, n_heads=12, max_seq_len=77, attn_config={"softmax_scale": 0.5}),
+    "bloom": BloomConfig(**UNTIED, hidden_size=96, n_layer=3, n_head=12, seq_length=77),
+}
 
 OPTIONAL = {
     "llama": (*UNUSUAL, "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"),
@@ -92,10 +133,21 @@ OPTIONAL = {
     "granite": (*UNUSUAL, *MULTIPLIERS, "num_key_value_heads", "attention_bias", "mlp_bias"),
     "gemma": (*GEMMA, "num_key_value_heads", "attention_bias", "head_dim"),
     "gemma2": (*(GEMMA.keys() - {"hidden_act"}), *CAPPED, "sliding_window"),
+    "phi3": (*UNUSUAL, "num_key_value_heads", "sliding_window"),
+    "smollm3": (*(TURNING.keys() - {"pad_token_id"}), "attention_bias", "mlp_bias"),
+    "olmo2": (*UNUSUAL, "num_key_value_heads", "attention_bias"),
+    "phi": (*WITHOUT_NORM, "layer_norm_eps", "qk_layernorm", "num_key_value_heads"),
+    "stablelm": (*WITHOUT_NORM, *PARALLEL),
+    "gpt2": (*UNTIED, *SCALES, "n_embd", "n_layer", "n_head", "n_positions", "activation_function"),
+    "falcon": (*UNTIED, *BLOCKS),
+    "mpt": (*UNTIED, "d_model", "n_layers", "n_heads", "max_seq_len", "attn_config"),
+    "bloom": (*UNTIED, "hidden_size", "n_layer", "n_head"),
     "gemma3_text": (*(LOCAL.keys() - {"hidden_act"}), "final_logit_softcapping", "sliding_window"),
 }
 
-KNOWN_TO_OPTIMUM = NormalizedConfigManager._conf
+KNOWN_TO_OPTIMUM = {
+    name for name in CONFIGS.keys() & NormalizedConfigManager._conf if hasattr(CONFIGS[name], "num_key_value_heads")
+}
 
 NULLABLE = [
     ("gemma2", "attn_logit_softcapping"),
@@ -138,7 +190,7 @@ def assert_agrees_with_optimum(folder: Path) -> None:
     assert spec.vocab_size == normalized.vocab_size
 
 
-@pytest.mark.parametrize("family", [name for name in CONFIGS if name in KNOWN_TO_OPTIMUM])
+@pytest.mark.parametrize("family", sorted(KNOWN_TO_OPTIMUM))
 def test_spec_agrees_with_optimum(tmp_path: Path, family: str) -> None:
     assert len(set(SHAPE.values())) == len(SHAPE)
     assert_agrees_with_optimum(save_config(tmp_path, CONFIGS[family]))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from all_cases import CASES
+from family_cases import ORIGINAL, llama, rope
 from random_checkpoint import (
     BREAKAGE,
     CHUNKS,
+    CONTEXT,
     PREFILL,
     STEPS,
     TOLERANCE,
@@ -22,13 +26,27 @@ from random_checkpoint import (
     save_random_checkpoint,
 )
 from reference_pair import Pair, open_pair
-from spec_faults import Fault, feed_forward
+from spec_faults import Fault, feed_forward, rotary
 
+from exporter.checkpoint.family import read_spec
 from exporter.decoder.forward import decode_chunk
 from exporter.decoder.sequence_ops import SequenceOps
 from exporter.decoder.spec import EMBEDDING, HEAD, Activation, decoder_weights
+from exporter.errors import CheckpointError
 
-WEIGHED = ["granite", "gemma2-no-caps-bias", "gemma3_text"]
+WEIGHED = [
+    "granite",
+    "gemma2-no-caps-bias",
+    "gemma3_text",
+    "phi3",
+    "smollm3-windows",
+    "olmo2",
+    "phi",
+    "stablelm",
+    "gpt2",
+    "falcon-new-architecture",
+    "mpt",
+]
 """Cases of the other families that have every weight of theirs."""
 
 
@@ -41,7 +59,7 @@ def open_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
         case = CASES[name]
         folder = save_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), case.config)
         edit_config(folder, case.removed, **case.changes)
-        return open_pair(folder, random_tokens(PREFILL + STEPS), CHUNKS, case.config.max_position_embeddings)
+        return open_pair(folder, random_tokens(PREFILL + STEPS), CHUNKS, CONTEXT, case.implementation)
 
     return open_by_name
 
@@ -68,7 +86,7 @@ def test_uneven_chunks_then_decode_past_the_window_equal_transformers(pair: Pair
 @pytest.mark.parametrize("pair", CASES, indirect=True)
 def test_whole_sequences_equal_transformers(pair: Pair) -> None:
     """As calibration and full-precision perplexity see them: two at once, without a cache."""
-    spec, prompt = pair.checkpoint.spec, pair.token_ids[:PREFILL]
+    spec, prompt = pair.checkpoint.for_context(pair.context).spec, pair.token_ids[:PREFILL]
     ops = SequenceOps(pair.checkpoint, PREFILL)
     twice = decode_chunk(ops, spec, prompt.repeat(2))
     for ours in twice.split(PREFILL):
@@ -107,6 +125,8 @@ def test_every_weight_moves_the_logits(pair: Pair) -> None:
     for weight in decoder_weights(spec):
         wrong = right.replace(weight.name, right.dense(weight.name).roll(1, 0))
         logits = decoder_logits(spec, wrong, pair.token_ids[:PREFILL], [PREFILL])
+        if weight.name.endswith("attention.key.bias") and spec.layers[0].attention.rotary is None:
+            continue  # adds one number to all scores of a query, which its softmax takes off again
         if largest_error(logits, pair.one_pass[:PREFILL]) < BREAKAGE:
             unnoticed.append(weight.name)
     assert unnoticed == []
@@ -124,3 +144,31 @@ def test_tied_head_is_the_embedding_table(pair: Pair) -> None:
     other = decoder_logits(untied, weights.replace(HEAD, table.roll(1, 0)), prompt, CHUNKS)
     assert largest_error(same, pair.one_pass[:PREFILL]) < TOLERANCE
     assert largest_error(other, pair.one_pass[:PREFILL]) > BREAKAGE
+
+
+def test_dynamic_scaling_at_the_length_that_the_decoder_is_made_for(tmp_path: Path) -> None:
+    """transformers changes the frequencies as a conversation grows. Cached keys cannot follow: the decoder settles on its context."""
+    parameters = rope("dynamic", factor=4.0)
+    folder = save_random_checkpoint(tmp_path, llama(max_position_embeddings=ORIGINAL, rope_parameters=parameters))
+    pair = open_pair(folder, random_tokens(PREFILL), CHUNKS, PREFILL)
+    unscaled = rotary(scaling=None)
+    assert pair.checkpoint.spec.context_limit == 4 * ORIGINAL
+    assert largest_error(pair.logits(), pair.one_pass) < TOLERANCE
+    plain = dataclasses.replace(
+        pair, checkpoint=dataclasses.replace(pair.checkpoint, spec=unscaled(pair.checkpoint.spec))
+    )
+    assert largest_error(plain.logits(), pair.one_pass) > BREAKAGE
+    within = open_pair(folder, random_tokens(ORIGINAL), (ORIGINAL,), ORIGINAL)
+    assert largest_error(within.logits(), within.one_pass) < TOLERANCE
+
+
+@pytest.mark.parametrize("former", ["su", "yarn"])
+def test_former_names_of_longrope_mean_longrope(tmp_path: Path, former: str) -> None:
+    folder = save_random_checkpoint(tmp_path, CASES["phi3-longrope-long-context"].config)
+    expected = read_spec(folder)
+    parameters = json.loads((folder / "config.json").read_text(encoding="utf-8"))["rope_parameters"]
+    edit_config(folder, rope_parameters=parameters | {"rope_type": former})
+    assert read_spec(folder) == expected
+    edit_config(folder, rope_parameters=rope("linear", factor=2.0))
+    with pytest.raises(CheckpointError, match="longrope only"):
+        read_spec(folder)

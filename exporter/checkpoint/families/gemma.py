@@ -2,7 +2,7 @@
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, dense_decoder, full_attention
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.weight_map import LLAMA_WEIGHTS, WeightMap, scaled_ends
 from exporter.decoder.spec import Activation, DecoderSpec
 
@@ -36,4 +36,21 @@ def gemma_weights(config: Config, names: WeightMap = LLAMA_WEIGHTS) -> WeightMap
     return scaled_ends(names.changed(norms, offset=1.0), tied, config.integer("hidden_size") ** 0.5)
 
 
-FAMILIES.add("gemma", Family("gemma", decoder_spec, gemma_weights))
+PUBLISHED = Published(
+    "gemma-2b",
+    {
+        "vocab_size": 256000,
+        "hidden_size": 2048,
+        "intermediate_size": 16384,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+    },
+    2_506_172_416,
+)
+FAMILIES.add("gemma", Family("gemma", decoder_spec, PUBLISHED, gemma_weights))

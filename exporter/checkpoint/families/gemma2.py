@@ -3,7 +3,7 @@
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, dense_decoder, layer_count, windows_from_layer_types
 from exporter.checkpoint.families.gemma import gemma_weights
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.weight_map import LLAMA_WEIGHTS, Source, WeightMap
 from exporter.decoder.spec import DecoderSpec, NormSpec, RotarySpec
 
@@ -63,4 +63,25 @@ def weights(config: Config) -> WeightMap:
     return gemma_weights(config, LLAMA_WEIGHTS.including(FOUR_NORMS))
 
 
-FAMILIES.add("gemma2", Family("gemma2", decoder_spec, weights))
+PUBLISHED = Published(
+    "gemma-2-2b",
+    {
+        "vocab_size": 256000,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    2_614_341_888,
+)
+FAMILIES.add("gemma2", Family("gemma2", decoder_spec, PUBLISHED, weights))

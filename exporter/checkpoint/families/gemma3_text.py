@@ -3,7 +3,7 @@
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import dense_decoder, windows_from_layer_types
 from exporter.checkpoint.families.gemma2 import HEAD_DIM, WINDOW, four_norm_traits, layers, weights
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.rotary import rotary_of
 from exporter.decoder.spec import DecoderSpec, NormSpec, RotarySpec
 
@@ -43,4 +43,25 @@ def rotary_pair(config: Config) -> tuple[RotarySpec, RotarySpec]:
     )
 
 
-FAMILIES.add("gemma3_text", Family("gemma3_text", decoder_spec, weights))
+PUBLISHED = Published(
+    "gemma-3-1b",
+    {
+        "vocab_size": 262144,
+        "hidden_size": 1152,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000,
+        "rope_local_base_freq": 10000,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "query_pre_attn_scalar": 256,
+    },
+    999_885_952,
+)
+FAMILIES.add("gemma3_text", Family("gemma3_text", decoder_spec, PUBLISHED, weights))

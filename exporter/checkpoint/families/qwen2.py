@@ -2,7 +2,7 @@
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, dense_decoder, layer_count, windows_from_layer_types
-from exporter.checkpoint.family import FAMILIES, Family
+from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.decoder.spec import DecoderSpec
 
 
@@ -19,4 +19,21 @@ def decoder_spec(config: Config) -> DecoderSpec:
     return dense_decoder(config, "qwen2", DenseTraits(upper_layer_windows(config), query_key_value_bias=True))
 
 
-FAMILIES.add("qwen2", Family("qwen2", decoder_spec))
+PUBLISHED = Published(
+    "Qwen2.5-0.5B",
+    {
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+    },
+    494_032_768,
+)
+FAMILIES.add("qwen2", Family("qwen2", decoder_spec, PUBLISHED))

@@ -89,7 +89,8 @@ class OnnxOps:
         return Tensor(self._matrix(table, (table,)).rows(self._value(token_ids)))
 
     def positions(self, table: str) -> Tensor:
-        return Tensor(self.graph.node("Gather", self._vector(table), self._positions, axis=0, name="position_rows"))
+        rows = self.graph.constant(f"{table}.table", self.weights.dense(table).numpy())
+        return Tensor(self.graph.node("Gather", rows, self._positions, axis=0, name="position_rows"))
 
     def linear(self, value: Tensor, matrix: str, bias: bool) -> Tensor:
         if matrix not in self._products:

@@ -1,0 +1,36 @@
+"""Every family is refused for the HTP with a reason, or its graphs, evaluated in float through the host's rings, equal the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from all_cases import CASES, FULLEST
+from quantized_case import quantized_case
+from random_checkpoint import VOCABULARY, random_tokens
+
+from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
+from exporter.recipe import load_recipe
+from exporter.targets.base import find_target
+from exporter.verify.parity import compare_logits, window_logits
+from tests.unit.helpers import GraphSession
+
+REFUSED = {"bloom", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "mpt", "phi", "smollm3", "stablelm"}
+KV_FORMAT = KvFormat(8, KvScaling.STATIC, per_channel=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "case"), FULLEST.items(), ids=FULLEST)
+def test_a_family_is_refused_or_its_graphs_equal_the_oracle(family: str, case: str, tmp_path: Path) -> None:
+    decoder = quantized_case(CASES[case], tmp_path, KV_FORMAT, ScaleFormat.LPBQ)
+    recipe = load_recipe("android-npu")
+    refusals = find_target(recipe.target.kind).refusals(decoder.spec, recipe)
+    assert bool(refusals) == (family in REFUSED)
+    if refusals:
+        return
+    tokens = random_tokens(90, VOCABULARY, seed=5).tolist()
+    expected = window_logits(decoder.oracle(), decoder.spec, tokens, decoder.chunk)
+    figures = compare_logits(expected, GraphSession(decoder).run(tokens, decoded=20))
+    assert figures.mean_kl < 2e-3
+    assert figures.top1_agreement > 0.97
