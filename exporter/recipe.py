@@ -119,6 +119,10 @@ class GatesSection(Section):
     """Largest rise of perplexity from oracle to artifact, percent."""
     perplexity_quantized_percent_max: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest rise of perplexity from full precision to oracle, percent."""
+    exact_max_abs_error_max: Annotated[float, Field(gt=0)] | None = 1e-4
+    """Largest difference of any logit when artifact and oracle round nothing to 16 bits; targets whose artifacts can run so."""
+    exact_mean_kl_max: Annotated[float, Field(gt=0)] | None = 1e-6
+    """Mean Kullback-Leibler divergence of such an artifact from such an oracle, nats."""
 
 
 class Int4KvGatesSection(GatesSection):
@@ -134,6 +138,11 @@ class Int4KvGatesSection(GatesSection):
     """Largest rise of perplexity from oracle to artifact, percent."""
     perplexity_quantized_percent_max: Annotated[float, Field(gt=0)] | None = 3.0
     """Largest rise of perplexity from full precision to oracle, percent."""
+    exact_max_abs_error_max: Annotated[float, Field(gt=0)] | None = None
+    """Largest difference of any logit when artifact and oracle round nothing to 16 bits. Off: even the order of a sum in float32 moves
+    a code now and then, and one code is visible in a logit."""
+    exact_mean_kl_max: Annotated[float, Field(gt=0)] | None = 1e-4
+    """Mean Kullback-Leibler divergence of such an artifact from such an oracle, nats."""
 
 
 class OnnxSection(Section):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from exporter.decoder.spec import HEAD, DecoderSpec
+
+
+CODES_PER_LANE = 3
+"""4-bit codes that an fp16 number holds exactly: its integers reach 2048, so 12 bits with a sign."""
 
 
 class ScaleFormat(StrEnum):
@@ -85,6 +89,8 @@ class KvFormat:
     """Bits and scaling of a cache. `bits` 16 or 32 store floats, 8 and 4 store packed codes.
 
     `per_channel` concerns static scales: every channel's own range is mapped onto the codes, instead of the layer's.
+    `half_lanes` packs three 4-bit codes into an fp16 number, for runtimes whose caches hold nothing else. `float_scales` keeps the
+    scales and zero points of tokens in float32: only a reference of exact arithmetic does.
     """
 
     bits: int
@@ -92,6 +98,14 @@ class KvFormat:
     zero_point: bool = False
     rotation: bool = False
     per_channel: bool = False
+    half_lanes: bool = False
+    float_scales: bool = False
+
+    def without_half_rounding(self) -> KvFormat:
+        """The same codec where nothing is rounded to 16 bits: codes stay codes, everything else stays float."""
+        if self.scaling is KvScaling.NONE:
+            return replace(self, bits=32)
+        return replace(self, float_scales=self.scaling is KvScaling.PER_TOKEN)
 
     @property
     def positive_scales(self) -> bool:
@@ -101,7 +115,7 @@ class KvFormat:
 
     def vector_bytes(self, head_dim: int) -> int:
         """Bytes of one cached vector of one head, scales included."""
-        codes = math.ceil(head_dim * self.bits / 8)
+        codes = 2 * math.ceil(head_dim / CODES_PER_LANE) if self.half_lanes else math.ceil(head_dim * self.bits / 8)
         if self.scaling is KvScaling.PER_TOKEN:
             return codes + (4 if self.zero_point else 2)
         return codes

@@ -6,7 +6,7 @@ All targets of a run read the same one, and a re-run resumes from it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ class QuantizedDecoder:
     def oracle(self) -> TorchOps:
         """The eager interpreter of exactly these numbers."""
         return TorchOps(self.spec, self.weights, self.layout, self.kv_format, self.kv_constants)
+
+    def exact_oracle(self) -> TorchOps:
+        """The same where nothing is rounded to 16 bits."""
+        return replace(self, kv_format=self.kv_format.without_half_rounding()).oracle()
 
 
 def save_quantized(decoder: QuantizedDecoder, folder: Path) -> None:

@@ -115,6 +115,10 @@ class Target(Protocol):
     driver: str
     """`module:function(folder) -> Driver`, called in a child process."""
 
+    exact_driver: str | None
+    """The same for an artifact that can also be run with nothing rounded to 16 bits; what then differs from an oracle without that
+    rounding is a fault of the graph, however small."""
+
 
 TARGETS: Registry[Target] = Registry("target")
 

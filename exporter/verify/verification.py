@@ -14,7 +14,7 @@ import torch
 from exporter.child import run_child
 from exporter.errors import CheckpointError
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
-from exporter.recipe import Recipe
+from exporter.recipe import GatesSection, Recipe
 from exporter.targets.base import Target
 from exporter.verify.gates import Gate, percent_rise
 from exporter.verify.parity import ParityFigures, PerplexityMeter, compare_logits, window_logits
@@ -47,9 +47,11 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """Parity and quality figures, and how every gate fared."""
+    """Parity and quality figures, and how every gate fared. `exact` is parity with nothing rounded to 16 bits, where an artifact can
+    run so."""
 
     parity: ParityFigures
+    exact: ParityFigures | None
     perplexity_quantized: float
     perplexity_quantized_all: float
     perplexity_artifact: float
@@ -76,28 +78,41 @@ def verify_artifact(
     scheduled = [
         [window, len(window) - (evaluation.decode_tokens if index == 0 else 0)] for index, window in enumerate(windows)
     ]
-    output = logits or log.parent / "artifact_logits.npy"
-    scored = run_child(
-        "exporter.runtime.driver:score_in_child",
-        {"driver": target.driver, "folder": str(folder), "windows": scheduled, "output": str(output)},
-        log,
-        SCORE_TIME_LIMIT_S,
-        lambda event: on_progress(float(event["progress"])),
-    )
-    artifact = torch.from_numpy(np.load(output))
-    if logits is None:
-        output.unlink()
-    return _compare(decoder, recipe, evaluation, windows, artifact, int(scored["kv_bytes"]))
+    drivers = [driver for driver in (target.driver, target.exact_driver) if driver is not None]
+
+    def score(index: int, output: Path) -> tuple[torch.Tensor, int]:
+        """Logits of all windows [tokens, V], and the bytes of the cache."""
+        scored = run_child(
+            "exporter.runtime.driver:score_in_child",
+            {"driver": drivers[index], "folder": str(folder), "windows": scheduled, "output": str(output)},
+            log,
+            SCORE_TIME_LIMIT_S,
+            lambda event: on_progress((index + float(event["progress"])) / len(drivers)),
+        )
+        found = torch.from_numpy(np.load(output))
+        if output != logits:
+            output.unlink()
+        return found, int(scored["kv_bytes"])
+
+    artifact, kv_bytes = score(0, logits or log.parent / "artifact_logits.npy")
+    exact = None
+    if len(drivers) > 1:
+        unrounded, _ = score(1, log.parent / "exact_logits.npy")
+        oracle = decoder.exact_oracle()
+        expected = [window_logits(oracle, decoder.spec, window, decoder.chunk) for window in windows]
+        exact = compare_logits(torch.cat(expected), unrounded)
+    return _compare(decoder, recipe, evaluation, artifact, kv_bytes, exact)
 
 
 def _compare(
     decoder: QuantizedDecoder,
     recipe: Recipe,
     evaluation: EvaluationSet,
-    windows: list[list[int]],
     artifact: torch.Tensor,
     kv_bytes: int,
+    exact: ParityFigures | None,
 ) -> VerificationResult:
+    windows = evaluation.windows[: evaluation.artifact_windows]
     oracle, every = decoder.oracle(), PerplexityMeter()
     of_oracle, of_artifact, expected, start = PerplexityMeter(), PerplexityMeter(), [], 0
     for index, window in enumerate(evaluation.windows):
@@ -110,8 +125,11 @@ def _compare(
             start += len(window)
     parity = compare_logits(torch.cat(expected), artifact)
     gates = _gates(recipe, evaluation, parity, of_oracle.perplexity, of_artifact.perplexity, every.perplexity)
+    if exact is not None:
+        gates += _exact_gates(recipe, exact)
     return VerificationResult(
         parity,
+        exact,
         of_oracle.perplexity,
         every.perplexity,
         of_artifact.perplexity,
@@ -131,7 +149,7 @@ def _gates(
     artifact: float,
     quantized_all: float,
 ) -> list[Gate]:
-    limits = recipe.gates_int4_kv if recipe.kv_cache.bits == 4 else recipe.gates
+    limits = _limits(recipe)
     return [
         Gate("parity.top1_agreement", parity.top1_agreement, limits.top1_agreement_min, smallest=True),
         Gate("parity.mean_kl", parity.mean_kl, limits.mean_kl_max),
@@ -146,6 +164,18 @@ def _gates(
             limits.perplexity_quantized_percent_max,
         ),
     ]
+
+
+def _exact_gates(recipe: Recipe, exact: ParityFigures) -> list[Gate]:
+    limits = _limits(recipe)
+    return [
+        Gate("parity.exact.max_abs_error", exact.max_abs_error, limits.exact_max_abs_error_max),
+        Gate("parity.exact.mean_kl", exact.mean_kl, limits.exact_mean_kl_max),
+    ]
+
+
+def _limits(recipe: Recipe) -> GatesSection:
+    return recipe.gates_int4_kv if recipe.kv_cache.bits == 4 else recipe.gates
 
 
 def describe_gates(gates: list[Gate]) -> list[dict[str, Any]]:
