@@ -141,7 +141,7 @@ class Int4KvGatesSection(GatesSection):
     exact_max_abs_error_max: Annotated[float, Field(gt=0)] | None = None
     """Largest difference of any logit when artifact and oracle round nothing to 16 bits. Off: even the order of a sum in float32 moves
     a code now and then, and one code is visible in a logit."""
-    exact_mean_kl_max: Annotated[float, Field(gt=0)] | None = 1e-4
+    exact_mean_kl_max: Annotated[float, Field(gt=0)] | None = 1e-5
     """Mean Kullback-Leibler divergence of such an artifact from such an oracle, nats."""
 
 

@@ -8,7 +8,6 @@ from enum import StrEnum
 
 from exporter.decoder.spec import HEAD, DecoderSpec
 
-
 CODES_PER_LANE = 3
 """4-bit codes that an fp16 number holds exactly: its integers reach 2048, so 12 bits with a sign."""
 

@@ -67,7 +67,9 @@ class CachedAttention:
         if math.isclose(scale, 1.0, rel_tol=1e-6):
             scale = 1.0
         scaled = graph.cast(query, layout.between)
-        scaled = self._per_channel("mul", scaled, balance * np.float32(scale), 1.0, f"layers_{self.layer}_query_balance")
+        scaled = self._per_channel(
+            "mul", scaled, balance * np.float32(scale), 1.0, f"layers_{self.layer}_query_balance"
+        )
         folded = [1, spec.kv_heads, spec.group * self.tokens, spec.head_dim]
         if not layout.channels_first:
             by_head = graph.node("transpose", x=graph.cast(scaled, "fp16"), perm=[0, 2, 1, 3])

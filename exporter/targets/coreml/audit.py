@@ -90,7 +90,9 @@ def _function_problems(function: Function, decoder: QuantizedDecoder) -> list[st
     compressed = sum(count for name, count in found.items() if name.startswith("constexpr_"))
     stored = kinds[WeightKind.MATRIX] + kinds[WeightKind.TABLE]
     if compressed != stored:
-        problems.append(f"{function.name} has {compressed} compressed constants, the decoder {stored} matrices and tables")
+        problems.append(
+            f"{function.name} has {compressed} compressed constants, the decoder {stored} matrices and tables"
+        )
     return problems
 
 

@@ -29,7 +29,9 @@ def label(name: str) -> str:
 class FunctionGraph:
     """One function while it is built; a context manager, because the builder writes into the function that is open."""
 
-    def __init__(self, program: Program, name: str, inputs: Mapping[str, tuple[int, ...]], states: Mapping[str, Any]) -> None:
+    def __init__(
+        self, program: Program, name: str, inputs: Mapping[str, tuple[int, ...]], states: Mapping[str, Any]
+    ) -> None:
         """`inputs` are int32, `states` fp16; both map names to shapes."""
         Builder.name_count.clear()  # names are unique within a function, and equal builds get equal names
         specs = {item: Builder.TensorSpec(shape, dtype=types.int32) for item, shape in inputs.items()}

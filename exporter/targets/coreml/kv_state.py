@@ -40,7 +40,9 @@ class StatePart:
         return 1, self.heads, self.slots, self.width
 
 
-def state_parts(layer: int, side: str, attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat) -> list[StatePart]:
+def state_parts(
+    layer: int, side: str, attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat
+) -> list[StatePart]:
     """The states of one side of a layer's cache, in the order codes, scale, zero."""
     width = attention.head_dim
     prefix, heads = f"layers_{layer}_{side}", attention.kv_heads
@@ -102,7 +104,9 @@ class SlotWriter:
         graph = self.graph
         choice, kept = self.positions.choices(ring)
         placed = graph.node("matmul", x=choice, y=new, transpose_x=True)
-        return graph.binary("add", graph.binary("mul", past, graph.node("transpose", x=kept, perm=[0, 1, 3, 2])), placed)
+        return graph.binary(
+            "add", graph.binary("mul", past, graph.node("transpose", x=kept, perm=[0, 1, 3, 2])), placed
+        )
 
     def _blended_channels(self, part: StatePart, past: Value, new: Value, ring: LayerCache) -> Value:
         graph, tokens = self.graph, self.positions.tokens
@@ -176,7 +180,7 @@ class SideCodec:
         dead = graph.cast(graph.node("equal", x=scale, y=np.float16(0)), "fp16")
         divisor = graph.cast(graph.binary("add", scale, dead), kind)
         nearest = graph.node("round", x=graph.binary("real_div", rows, divisor))
-        bounds = (np.float16 if kind == "fp16" else np.float32)
+        bounds = np.float16 if kind == "fp16" else np.float32
         return graph.node("clip", x=nearest, alpha=bounds(low), beta=bounds(high))
 
     def _packed(self, codes: Value) -> Value:
@@ -184,7 +188,9 @@ class SideCodec:
         graph, lanes = self.graph, -(-self.width // CODES_PER_LANE)
         whole = graph.padded(codes, self.axis, CODES_PER_LANE * lanes)
         first, second, third = (graph.slice(whole, self.axis, part * lanes, (part + 1) * lanes) for part in range(3))
-        low = graph.binary("add", graph.binary("mul", graph.binary("add", second, 8.0), 16.0), graph.binary("add", third, 8.0))
+        low = graph.binary(
+            "add", graph.binary("mul", graph.binary("add", second, 8.0), 16.0), graph.binary("add", third, 8.0)
+        )
         return graph.cast(graph.binary("add", graph.binary("mul", first, 256.0), low), "fp16")
 
     def _unpacked(self, lanes: Value) -> Value:

@@ -20,7 +20,12 @@ from exporter.targets.coreml.weights import StoredWeights
 SMALLEST_MAGNITUDE = 2.0**-14
 """Least divisor of a norm in fp16 arithmetic: the smallest number that hardware without subnormals has."""
 
-NON_LINEARITIES = {Activation.SILU: "silu", Activation.RELU: "relu", Activation.GELU: "gelu", Activation.GELU_TANH: "gelu"}
+NON_LINEARITIES = {
+    Activation.SILU: "silu",
+    Activation.RELU: "relu",
+    Activation.GELU: "gelu",
+    Activation.GELU_TANH: "gelu",
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,9 @@ class MilOps:
         weight = self.stored.matrix(graph, matrix)
         count = weight.shape[0]
         if layout.channels_first:
-            settings = {} if bias is None else {"bias": graph.constant(bias, self.stored.vector(bias).astype(np.float16))}
+            settings = (
+                {} if bias is None else {"bias": graph.constant(bias, self.stored.vector(bias).astype(np.float16))}
+            )
             return graph.node("conv", label(name), x=rows, weight=weight, pad_type="valid", **settings)
         zeros = graph.constant(f"zeros_{count}", np.zeros(count, np.float16))
         product = graph.node("linear", label(name), x=rows, weight=weight, bias=zeros)

@@ -43,7 +43,9 @@ class Positions:
         """fp16 [1, 1, copies * S, C]: 0 where a token may read a slot, else -HIDDEN; the S rows repeated. One row needs no copies."""
         graph, key = self.graph, (ring, 1 if self.tokens == 1 else copies)
         if key not in self._masks and key[1] > 1:
-            self._masks[key] = graph.node("tile", f"mask_{ring.name}_tiled", x=self.mask(ring, 1), reps=[1, 1, copies, 1])
+            self._masks[key] = graph.node(
+                "tile", f"mask_{ring.name}_tiled", x=self.mask(ring, 1), reps=[1, 1, copies, 1]
+            )
         if key not in self._masks:
             seen = graph.binary("sub", graph.cast(self._visible(ring), "fp16"), 1.0)
             additive = graph.binary("mul", seen, HIDDEN)
@@ -108,7 +110,9 @@ class Positions:
             self._held[ring] = graph.constant(f"slots_{ring.name}", slots), None
             return self._held[ring]
         last = graph.node("expand_dims", x=graph.binary("add", self.first, self.tokens - 1), axes=[1])
-        rounds = -(-ring.slots // ring.ring) * ring.ring  # keeps the dividend positive: runtimes differ about the sign of a remainder
+        rounds = (
+            -(-ring.slots // ring.ring) * ring.ring
+        )  # keeps the dividend positive: runtimes differ about the sign of a remainder
         behind = graph.binary("mod", graph.binary("sub", graph.binary("add", last, rounds), slots), ring.ring)
         held = graph.binary("sub", last, behind)
         if ring.sinks:

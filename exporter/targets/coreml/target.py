@@ -14,7 +14,9 @@ from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained,
 from exporter.targets.coreml.profile import Profile
 
 LOWER_TIME_LIMIT_S = 3600.0
-NO_APPLE_RUNTIME = "no Apple runtime takes part: the saved package is run by an interpreter; speed and placement only a device tells"
+NO_APPLE_RUNTIME = (
+    "no Apple runtime takes part: the saved package is run by an interpreter; speed and placement only a device tells"
+)
 
 
 class CoreMlTarget:
@@ -40,7 +42,11 @@ class CoreMlTarget:
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         found, cache = [], recipe.kv_cache
         if recipe.weights.scale_format is ScaleFormat.BF16:
-            found.append(Refusal("weights.scale_format bf16 does not fit the fp16 scales of a package", "weights.scale_format=fp16"))
+            found.append(
+                Refusal(
+                    "weights.scale_format bf16 does not fit the fp16 scales of a package", "weights.scale_format=fp16"
+                )
+            )
         if cache.bits == 8:
             reason = (
                 "Core ML states hold fp16 only, and two fp16 numbers hold three INT8 codes at best: an INT8 cache would save a third, "
