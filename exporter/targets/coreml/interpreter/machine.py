@@ -142,7 +142,7 @@ def lacking_operators(program: Program) -> dict[str, dict[str, int]]:
     """Operators that the interpreter does not have: how often each function uses them. Empty when it can run everything."""
     lacking: dict[str, dict[str, int]] = {}
     for name, function in program.functions.items():
-        for operation in function.operations:
+        for operation in function.all_operations():
             if not known_operator(operation.operator):
                 counts = lacking.setdefault(name, {})
                 counts[operation.operator] = counts.get(operation.operator, 0) + 1

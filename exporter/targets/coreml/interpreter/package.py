@@ -51,10 +51,20 @@ class Package:
             raise GateFailed(f"{model_file}: not readable ({fault.strerror})", "copy the whole package again") from None
         return Package(path, model_file, parse_program(data, str(model_file)))
 
+    def weight_file_sizes(self) -> dict[str, int]:
+        """Bytes of every file of the package but the program and the manifest, by path in the package."""
+        others = {self.model_file, self.path / MANIFEST_FILE}
+        files = (file for file in sorted(self.path.rglob("*")) if file.is_file() and file not in others)
+        return {file.relative_to(self.path).as_posix(): file.stat().st_size for file in files}
+
     def weight_file(self, reference: BlobReference) -> WeightFile:
         if reference.file not in self._weights:
-            name = reference.file.removeprefix(MODEL_FOLDER_PREFIX)
-            self._weights[reference.file] = WeightFile(self.model_file.parent / name)
+            path = self.model_file.parent / reference.file.removeprefix(MODEL_FOLDER_PREFIX)
+            if not path.resolve().is_relative_to(self.path.resolve()):
+                raise GateFailed(
+                    f"{self.path}: refers to weights outside itself ({reference.file})", "do not use this package"
+                )
+            self._weights[reference.file] = WeightFile(path)
         return self._weights[reference.file]
 
 

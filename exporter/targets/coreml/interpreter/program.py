@@ -52,7 +52,8 @@ class Operation:
     inputs: Mapping[str, tuple[Argument, ...]]
     attributes: Mapping[str, Constant]
     results: tuple[Result, ...]
-    blocks: int = 0
+    blocks: tuple[tuple[Operation, ...], ...] = ()
+    """Bodies of control flow, which the interpreter only counts."""
 
     @property
     def name(self) -> str:
@@ -98,6 +99,14 @@ class Function:
     operations: tuple[Operation, ...]
     outputs: tuple[str, ...]
     flexible: Mapping[str, FlexibleShape] = field(default_factory=dict)
+
+    def all_operations(self) -> Iterator[Operation]:
+        """Every operation, the bodies of control flow included."""
+        pending = list(reversed(self.operations))
+        while pending:
+            operation = pending.pop()
+            yield operation
+            pending += [inner for block in reversed(operation.blocks) for inner in reversed(block)]
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def _operation(message: Any, source: str) -> Operation:
         },
         {name: _constant(value, source) for name, value in message.attributes.items()},
         tuple(Result(item.name, value_type(item.type, source)) for item in message.outputs),
-        len(message.blocks),
+        tuple(tuple(_operation(item, source) for item in block.operations) for block in message.blocks),
     )
 
 

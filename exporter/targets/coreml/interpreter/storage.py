@@ -88,6 +88,10 @@ class WeightFile:
 
         Raises GateFailed when the record declares another element type or holds fewer elements.
         """
+        return unpack_elements(self.data(self.checked_record(offset, dtype, count)), dtype, count)
+
+    def checked_record(self, offset: int, dtype: ElementType, count: int) -> BlobRecord:
+        """The record of a blob that must hold `count` elements; see `elements`."""
         record = self.record(offset)
         if record.dtype is not dtype:
             held = record.dtype or f"type {record.code}"
@@ -97,7 +101,7 @@ class WeightFile:
                 f"{self.path}: the blob at byte {offset} holds {record.bytes} bytes, the program reads {count} of {dtype}",
                 STEP,
             )
-        return unpack_elements(self.data(record), dtype, count)
+        return record
 
     def _read(self, offset: int, count: int) -> bytearray:
         data = bytearray(count)
