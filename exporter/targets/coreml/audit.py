@@ -1,132 +1,169 @@
-"""Audits of a saved package. coremltools can save a program that lost a write to a state, or that stores a matrix twice, without a
-word; so what was saved is counted and compared with what the decoder needs."""
+"""Audits of a saved ML Program: what a converter may have dropped, merged, compressed by mistake, or stored twice without a word."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from exporter.decoder.spec import WeightKind, decoder_weights
-from exporter.errors import GateFailed
-from exporter.quantize.quantized_checkpoint import QuantizedDecoder
-from exporter.targets.coreml.interpreter.program import BlobReference, Function, Operation, Program, parse_program
-from exporter.targets.coreml.interpreter.storage import WeightFile
-from exporter.targets.coreml.names import MODEL_IN_PACKAGE, WEIGHTS_IN_PACKAGE
+from exporter.targets.coreml.interpreter.compression import EXPANSIONS
+from exporter.targets.coreml.interpreter.constants import CONST
+from exporter.targets.coreml.interpreter.package import Package
+from exporter.targets.coreml.interpreter.program import BlobReference, Function, Operation
+from exporter.targets.coreml.interpreter.types import ElementType
 
-PRODUCTS = ("linear", "conv")
-STEP = "report it with the model's config.json"
+READ_STATE, WRITE_STATE = "read_state", "write_state"
+
+
+def operator_histogram(function: Function) -> dict[str, int]:
+    """How often each operator occurs, the commonest first; `const` is left out."""
+    counts = Counter(operation.operator for operation in function.all_operations() if operation.operator != CONST)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def state_writes(function: Function) -> dict[str, int]:
+    """How often each state is written. 0 for one that is only declared: an update that a tracer dropped looks like that."""
+    writes = dict.fromkeys(function.states, 0)
+    for operation in function.all_operations():
+        if operation.operator == WRITE_STATE:
+            (state,) = operation.inputs["input"]
+            writes[str(state)] = writes.get(str(state), 0) + 1
+    return writes
+
+
+def stale_state_reads(function: Function) -> dict[str, tuple[str, ...]]:
+    """By state, the operations that still use a value that was read before the state's last write before them.
+
+    A second `read_state` that a converter merged into the first one leaves this trace. It can also be meant: a program may compare
+    old and new.
+    """
+    version: dict[str, int] = defaultdict(int)
+    read: dict[str, tuple[str, int]] = {}
+    stale: dict[str, list[str]] = defaultdict(list)
+    for operation in function.operations:
+        names = [item for arguments in operation.inputs.values() for item in arguments if isinstance(item, str)]
+        for name in names:
+            if name in read and read[name][1] != version[read[name][0]]:
+                stale[read[name][0]].append(operation.name)
+        if operation.operator == READ_STATE:
+            read[operation.name] = (names[0], version[names[0]])
+        elif operation.operator == WRITE_STATE:
+            version[str(operation.inputs["input"][0])] += 1
+    return {state: tuple(users) for state, users in stale.items()}
 
 
 @dataclass(frozen=True)
-class PackageFigures:
-    """What a saved package holds."""
+class CompressedConstant:
+    """One compressed constant: the chain of constexpr operations that expands it, the bytes that it takes in the package and those that
+    it would take dense, and the operators that use it."""
 
-    operators: dict[str, int]
-    state_writes: int
-    state_bytes: int
-    slots_per_layer: tuple[int, ...]
-    program_bytes: int
-    blobs: int
-    duplicate_bytes: int
-    specification_version: int
+    name: str
+    chain: tuple[str, ...]
+    shape: tuple[int, ...]
+    stored_bytes: int
+    dense_bytes: int
+    users: tuple[str, ...]
 
-    def notes(self) -> dict[str, Any]:
-        """Figures for the report's artifact section."""
-        return {
-            "operators": self.operators,
-            "state_writes_per_call": self.state_writes,
-            "graph_bytes": self.program_bytes,
-            "blobs": self.blobs,
-            "duplicate_bytes": self.duplicate_bytes,
-        }
+    @property
+    def exploded(self) -> bool:
+        """Larger than without compression."""
+        return self.stored_bytes > self.dense_bytes
 
 
-def audit_package(path: Path, decoder: QuantizedDecoder) -> PackageFigures:
-    """Figures of a package. Raises GateFailed naming every way in which it is not the decoder."""
-    data = (path / MODEL_IN_PACKAGE).read_bytes()
-    program = parse_program(data, str(path))
-    problems = [problem for function in program.functions.values() for problem in _function_problems(function, decoder)]
-    blobs, duplicates = _blobs(program, WeightFile(path / WEIGHTS_IN_PACKAGE))
-    if duplicates:
-        problems.append(f"{duplicates} bytes of matrices are stored twice")
-    first = next(iter(program.functions.values()))
-    if any(function.states != first.states for function in program.functions.values()):
-        problems.append("functions differ in their states")
-    if problems:
-        raise GateFailed(f"{path.name}: {'; '.join(problems)}", STEP)
-    return PackageFigures(
-        {
-            f"{name}::{operator}": count
-            for name, function in program.functions.items()
-            for operator, count in sorted(_operators(function).items())
-        },
-        _operators(first)["write_state"],
-        sum(kind.bytes for kind in first.states.values()),
-        tuple(_slots(first, index, decoder) for index in range(len(decoder.spec.layers))),
-        len(data),
-        blobs,
-        duplicates,
-        program.specification_version,
-    )
-
-
-def _function_problems(function: Function, decoder: QuantizedDecoder) -> list[str]:
-    """Every state is written once, every matrix multiplies once, and every matrix is a compressed constant."""
-    problems = []
-    writes = Counter(str(item.inputs["input"][0]) for item in function.operations if item.operator == "write_state")
-    wrong = [name for name in function.states if writes[name] != 1]
-    if wrong:
-        problems.append(f"{function.name} does not write once to {', '.join(wrong)}")
-    kinds = Counter(weight.kind for weight in decoder_weights(decoder.spec))
-    found = _operators(function)
-    products = sum(found[name] for name in PRODUCTS)
-    expected = kinds[WeightKind.MATRIX] + 1
-    if products != expected:
-        problems.append(f"{function.name} has {products} products with matrices, the decoder {expected}")
-    compressed = sum(count for name, count in found.items() if name.startswith("constexpr_"))
-    stored = kinds[WeightKind.MATRIX] + kinds[WeightKind.TABLE]
-    if compressed != stored:
-        problems.append(
-            f"{function.name} has {compressed} compressed constants, the decoder {stored} matrices and tables"
+def compressed_constants(function: Function) -> list[CompressedConstant]:
+    """Every compressed constant that a function computes with. A table of angles among them is one that a global configuration
+    quantized; one that is exploded has tables larger than the indices that they save."""
+    makers = {result.name: item for item in function.operations for result in item.results}
+    users: dict[str, list[str]] = defaultdict(list)
+    for operation in function.operations:
+        for name in _names(operation):
+            if name in makers and makers[name].operator in EXPANSIONS and operation.operator not in EXPANSIONS:
+                users[name].append(operation.operator)
+    found = []
+    for name, operators in users.items():
+        maker = makers[name]
+        declared = next(result.type for result in maker.results if result.name == name)
+        chain, blobs = _chain(maker, makers)
+        found.append(
+            CompressedConstant(
+                name,
+                tuple(chain),
+                tuple(size or 0 for size in declared.shape),
+                sum(blob.type.bytes for blob in blobs),
+                declared.bytes,
+                tuple(operators),
+            )
         )
-    return problems
+    return found
 
 
-def _operators(function: Function) -> Counter[str]:
-    return Counter(item.operator for item in function.operations)
+def _names(operation: Operation) -> Iterator[str]:
+    for arguments in operation.inputs.values():
+        yield from (item for item in arguments if isinstance(item, str))
 
 
-def _slots(function: Function, layer: int, decoder: QuantizedDecoder) -> int:
-    """Slots of a layer as its keys' state has them: numbers over numbers per slot."""
-    attention = decoder.spec.layers[layer].attention
-    shape = function.states[f"layers_{layer}_keys"].shape
-    lanes = math.ceil(attention.head_dim / 3) if decoder.kv_format.half_lanes else attention.head_dim
-    return math.prod(size or 0 for size in shape) // (attention.kv_heads * lanes)
+def _chain(operation: Operation, makers: Mapping[str, Operation]) -> tuple[list[str], set[BlobReference]]:
+    """The constexpr operations behind one, the last one first, and the blobs that they are made of."""
+    chain: list[str] = []
+    blobs: set[BlobReference] = set()
+    pending, seen = [operation], set[str]()
+    while pending:
+        current = pending.pop()
+        if current.name in seen:
+            continue
+        seen.add(current.name)
+        if current.operator in EXPANSIONS:
+            chain.append(current.operator)
+        blobs |= {item for item in current.constants if isinstance(item, BlobReference)}
+        pending += [makers[name] for name in _names(current) if name in makers]
+    return chain, blobs
 
 
-def _blobs(program: Program, weights: WeightFile) -> tuple[int, int]:
-    """How many blobs all functions refer to, and the bytes of compressed constants that another blob has already. Vectors may be equal:
-    norms that were never trained are."""
-    every, compressed = set(), set()
-    for function in program.functions.values():
-        for item in function.operations:
-            every |= _offsets(item)
-            if item.operator.startswith("constexpr_"):
-                compressed |= {offset for offset in _offsets(item, "data") | _offsets(item, "indices")}
-    seen, duplicates = set(), 0
-    for offset in sorted(compressed):
-        data = weights.data(weights.record(offset))
-        digest = hashlib.sha256(data).digest()
-        duplicates += len(data) if digest in seen else 0
-        seen.add(digest)
-    return len(every), duplicates
+@dataclass(frozen=True)
+class Blob:
+    """One blob of a weight file: its place, its content's SHA-256, and the functions that refer to it."""
+
+    file: str
+    offset: int
+    dtype: ElementType
+    bytes: int
+    sha256: str
+    functions: tuple[str, ...]
 
 
-def _offsets(item: Operation, parameter: str | None = None) -> set[int]:
-    """Offsets of the blobs that an operation refers to, or that one of its parameters does."""
-    constants = item.constants if parameter is None else item.inputs.get(parameter, ())
-    return {constant.offset for constant in constants if isinstance(constant, BlobReference)}
+def blobs(package: Package) -> list[Blob]:
+    """Every blob that any function refers to. Raises GateFailed when a record is broken."""
+    functions: dict[tuple[str, int], set[str]] = defaultdict(set)
+    references: dict[tuple[str, int], BlobReference] = {}
+    for name, reference in _references(package):
+        functions[reference.file, reference.offset].add(name)
+        references[reference.file, reference.offset] = reference
+    found = []
+    for key in sorted(references):
+        weights, reference = package.weight_file(references[key]), references[key]
+        record = weights.checked_record(reference.offset, reference.type.dtype, reference.type.elements)
+        digest = hashlib.sha256(weights.data(record)).hexdigest()
+        found.append(Blob(*key, reference.type.dtype, record.bytes, digest, tuple(sorted(functions[key]))))
+    return found
+
+
+def _references(package: Package) -> Iterator[tuple[str, BlobReference]]:
+    for function in package.program.functions.values():
+        for operation in function.all_operations():
+            for constant in operation.constants:
+                if isinstance(constant, BlobReference):
+                    yield function.name, constant
+
+
+def duplicates(found: list[Blob]) -> list[tuple[Blob, ...]]:
+    """Groups of blobs with the same content: all but one of each group are bytes that a package could do without."""
+    groups: dict[tuple[ElementType, str], list[Blob]] = defaultdict(list)
+    for blob in found:
+        groups[blob.dtype, blob.sha256].append(blob)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def duplicate_bytes(found: list[Blob]) -> int:
+    """Bytes stored more than once."""
+    return sum(group[0].bytes * (len(group) - 1) for group in duplicates(found))

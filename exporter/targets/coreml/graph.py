@@ -12,13 +12,14 @@ from typing import Any
 
 import coremltools
 import numpy as np
-from coremltools.converters.mil.mil import Builder, Function, Program, Var, types
+from coremltools.converters.mil.mil import Builder, Function, Program, types
 
 TARGET = coremltools.target.iOS18
-KINDS = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32}
+KINDS: dict[str, Any] = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32}
 TYPES = {"fp16": types.fp16, "fp32": types.fp32, "int32": types.int32}
 
-Value = Var
+Value = Any
+"""coremltools' `Var`."""
 
 
 def label(name: str) -> str:

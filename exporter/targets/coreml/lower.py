@@ -12,7 +12,7 @@ from exporter.child import Emit
 from exporter.decoder.forward import decode_chunk
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized, save_quantized
 from exporter.targets.base import LowerOutcome
-from exporter.targets.coreml.audit import audit_package
+from exporter.targets.coreml.decoder_audit import audit_decoder
 from exporter.targets.coreml.graph import FunctionGraph
 from exporter.targets.coreml.host import HostLayout
 from exporter.targets.coreml.kv_state import CacheCodec, state_shapes
@@ -28,7 +28,7 @@ from exporter.targets.coreml.names import (
     WEIGHTS_IN_PACKAGE,
 )
 from exporter.targets.coreml.ops import MilOps, Tensor
-from exporter.targets.coreml.package import save_package
+from exporter.targets.coreml.package import SPECIFICATION_VERSION, save_package
 from exporter.targets.coreml.positions import Positions
 from exporter.targets.coreml.profile import Profile
 from exporter.targets.coreml.rounding import rounded_to_half
@@ -66,17 +66,17 @@ def build_program(decoder: QuantizedDecoder, profile: Profile) -> Program:
 
 def _outcome(decoder: QuantizedDecoder, folder: Path) -> LowerOutcome:
     """Read back from the written package. Raises GateFailed when it is not what was meant."""
-    figures = audit_package(folder / PACKAGE, decoder)
+    figures, states = audit_decoder(folder / PACKAGE, decoder)
     return LowerOutcome(
         shipped_files=(HOST_FILE, *(f"{PACKAGE}/{name}" for name in PACKAGE_FILES)),
         weight_bytes=(folder / PACKAGE / WEIGHTS_IN_PACKAGE).stat().st_size,
         delegation=None,
-        kv_bytes_total=figures.state_bytes,
-        slots_per_layer=figures.slots_per_layer,
-        notes=figures.notes(),
+        kv_bytes_total=states.bytes,
+        slots_per_layer=states.slots_per_layer,
+        notes=asdict(figures),
         requirements={
             "minimum_deployment_target": {"ios": "18.0", "macos": "15.0"},
-            "specification_version": figures.specification_version,
+            "specification_version": SPECIFICATION_VERSION,
             "apple_runtime_involved": False,
         },
     )

@@ -132,7 +132,7 @@ class Positions:
         seen = graph.node("less_equal", x=held, y=column)
         if valid is None:
             return seen
-        near = graph.node("less", x=graph.binary("sub", column, held), y=np.int32(ring.window))
+        near = graph.node("less", x=graph.binary("sub", column, held), y=np.int32(ring.window or 0))
         if ring.sinks:
             near = graph.node("logical_or", x=near, y=np.arange(ring.slots)[None] < ring.sinks)
         return graph.node("logical_and", x=graph.node("logical_and", x=seen, y=near), y=valid)

@@ -25,7 +25,7 @@ class CoreMlTarget:
     runtime = "coreml"
     obtained = Obtained.SIMULATED
     driver = "exporter.targets.coreml.driver:open_driver"
-    exact_driver = "exporter.targets.coreml.driver:open_exact_driver"
+    exact_driver: str | None = "exporter.targets.coreml.driver:open_exact_driver"
 
     def __init__(self, profile: Profile) -> None:
         self.profile, self.backend = profile, profile.value

@@ -58,8 +58,8 @@ class StoredWeights:
     def _matrix_arrays(self, name: str) -> MatrixArrays:
         if name not in self._arrays:
             matrix = self.weights.quantized(name)
-            codes = matrix.codes()
-            codes = torch.nn.functional.pad(codes, (0, self.padded_columns(name) - codes.shape[1])).numpy()
+            missing = self.padded_columns(name) - matrix.in_features
+            codes = torch.nn.functional.pad(matrix.codes(), (0, missing)).numpy()
             scales = half_scales(matrix)
             if matrix.format.bits == 4:
                 codes = codes.astype(np_int4_dtype)

@@ -23,7 +23,7 @@ class OnnxTarget:
     backend = "cpu"
     obtained = Obtained.MEASURED
     driver = "exporter.targets.onnx.driver:open_driver"
-    exact_driver = None
+    exact_driver: str | None = None
 
     def kv_format(self, recipe: Recipe) -> KvFormat:
         cache = recipe.kv_cache

@@ -24,7 +24,7 @@ class QnnTarget:
     backend = "qnn-htp"
     obtained = Obtained.SIMULATED
     driver = "exporter.targets.executorch.qnn.driver:open_driver"
-    exact_driver = None
+    exact_driver: str | None = None
 
     def kv_format(self, recipe: Recipe) -> KvFormat:
         return KvFormat(recipe.kv_cache.bits, KvScaling.STATIC, per_channel=recipe.kv_cache.per_channel)
