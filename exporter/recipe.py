@@ -54,6 +54,8 @@ class WeightsSection(Section):
     """Bits of the token table, and of the output head when the two are tied."""
     head_bits: Literal[4, 8] = 4
     """Bits of an untied output head."""
+    palette_rows: Literal[0, 1, 2, 4, 8, 16, 32] = 0
+    """Core ML: rows of a matrix that share a palette of 16 numbers, in place of scales per group; 0 for scales. INT8 tables keep theirs."""
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """GPTQ damping, as a share of the mean Hessian diagonal."""
 

@@ -12,6 +12,10 @@ CODES_PER_LANE = 3
 """4-bit codes that an fp16 number holds exactly: its integers reach 2048, so 12 bits with a sign."""
 
 
+PALETTE_COLORS = 16
+"""Numbers in a palette: 4-bit indices."""
+
+
 class ScaleFormat(StrEnum):
     """How a group's scale is stored."""
 
@@ -30,11 +34,13 @@ class RoundingMethod(StrEnum):
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """Bits, grouping and scale format of one quantized matrix."""
+    """Bits, grouping and scale format of one quantized matrix. With `palette_rows`, so many rows share a palette of 16 numbers in
+    place of scales."""
 
     bits: int
     group_size: int
     scale_format: ScaleFormat
+    palette_rows: int = 0
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -46,6 +52,8 @@ class WeightFormat:
     def stored_bytes(self, rows: int, columns: int) -> int:
         """Bytes of codes and scales for a [rows, columns] matrix."""
         codes = rows * (math.ceil(columns / 2) if self.bits == 4 else columns)
+        if self.palette_rows:
+            return codes + 2 * PALETTE_COLORS * math.ceil(rows / self.palette_rows)
         groups = rows * self.group_count(columns)
         if self.scale_format is ScaleFormat.LPBQ:
             return codes + groups + 4 * rows
@@ -62,9 +70,10 @@ class WeightSettings:
     embedding_bits: int = 4
     head_bits: int = 4
     damping: float = 0.01
+    palette_rows: int = 0
 
     def matrix_format(self) -> WeightFormat:
-        return WeightFormat(4, self.group_size, self.scale_format)
+        return WeightFormat(4, self.group_size, self.scale_format, self.palette_rows)
 
     def table_format(self, name: str, spec: DecoderSpec) -> WeightFormat:
         """INT8 tables have one scale per row."""

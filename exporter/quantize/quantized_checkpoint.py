@@ -27,6 +27,7 @@ from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 TENSORS_FILE = "quantized.safetensors"
 DESCRIPTION_FILE = "quantized.json"
 FORMAT_VERSION = 1
+MATRIX_PARTS = ("codes", "scales", "channel_scales", "multipliers", "palettes")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def save_quantized(decoder: QuantizedDecoder, folder: Path) -> None:
     matrices: dict[str, Any] = {}
     for name, matrix in decoder.weights.matrices.items():
         tensors[f"{name}.codes"] = matrix.packed
-        if matrix.format.scale_format is ScaleFormat.LPBQ:
+        if matrix.palettes is not None:
+            tensors[f"{name}.palettes"] = matrix.palettes.half()
+        elif matrix.format.scale_format is ScaleFormat.LPBQ:
             assert matrix.channel_scales is not None and matrix.multipliers is not None
             tensors[f"{name}.channel_scales"], tensors[f"{name}.multipliers"] = (
                 matrix.channel_scales,
@@ -114,7 +117,7 @@ def load_quantized(folder: Path) -> QuantizedDecoder:
 
 def _assemble(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> QuantizedDecoder:
     matrices = {name: _matrix(name, entry, tensors) for name, entry in description["matrices"].items()}
-    taken = {f"{name}.{part}" for name in matrices for part in ("codes", "scales", "channel_scales", "multipliers")}
+    taken = {f"{name}.{part}" for name in matrices for part in MATRIX_PARTS}
     vectors = {name: value for name, value in tensors.items() if name not in taken and not name.startswith("kv.")}
     constants = []
     for index, static in enumerate(description["kv_static"]):
@@ -140,8 +143,14 @@ def _assemble(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
 
 
 def _matrix(name: str, entry: dict[str, Any], tensors: dict[str, torch.Tensor]) -> QuantizedMatrix:
-    weight_format = WeightFormat(int(entry["bits"]), int(entry["group_size"]), ScaleFormat(entry["scale_format"]))
+    weight_format = WeightFormat(
+        int(entry["bits"]), int(entry["group_size"]), ScaleFormat(entry["scale_format"]), int(entry["palette_rows"])
+    )
     packed, columns = tensors[f"{name}.codes"], int(entry["in_features"])
+    if weight_format.palette_rows:
+        no_scales = torch.empty(packed.shape[0], 0)
+        palettes = tensors[f"{name}.palettes"].float()
+        return QuantizedMatrix(packed, no_scales, columns, weight_format, palettes=palettes)
     if weight_format.scale_format is ScaleFormat.LPBQ:
         channel, multipliers = tensors[f"{name}.channel_scales"], tensors[f"{name}.multipliers"]
         return QuantizedMatrix(

@@ -29,6 +29,7 @@ from exporter.decoder.weights import DecoderWeights, WeightStore
 from exporter.quantize.formats import RoundingMethod, WeightFormat, WeightSettings
 from exporter.quantize.gptq import quantize_gptq
 from exporter.quantize.int4 import QuantizedMatrix, quantize_nearest, split_rows
+from exporter.quantize.palette import quantize_to_palettes
 
 Report = Callable[[int, int], None]
 """Called with (layers done, layers in all)."""
@@ -104,15 +105,24 @@ class _LayerwiseQuantizer:
                 self.matrices[name] = self._quantize(values, normed, weight_format)
             else:
                 search = self.settings.method is not RoundingMethod.RTN
-                self.matrices[name] = quantize_nearest(values, weight_format, search=search)
+                self.matrices[name] = _nearest(values, weight_format, search)
 
     def _quantize(self, values: torch.Tensor, inputs: torch.Tensor, weight_format: WeightFormat) -> QuantizedMatrix:
         """float32 [out, in] given the inputs [N * S, in] that it will be multiplied by."""
         if self.settings.method is RoundingMethod.RTN:
-            return quantize_nearest(values, weight_format)
+            return _nearest(values, weight_format, search=False)
         if self.settings.method is RoundingMethod.SEARCH:
-            return quantize_nearest(values, weight_format, search=True, importance=inputs.square().sum(0))
+            return _nearest(values, weight_format, search=True, importance=inputs.square().sum(0))
         return quantize_gptq(values, covariance(inputs), weight_format, self.settings.damping)
+
+
+def _nearest(
+    values: torch.Tensor, weight_format: WeightFormat, search: bool, importance: torch.Tensor | None = None
+) -> QuantizedMatrix:
+    """Without error feedback. Palettes are always searched."""
+    if weight_format.palette_rows:
+        return quantize_to_palettes(values, weight_format, importance)
+    return quantize_nearest(values, weight_format, search, importance)
 
 
 def covariance(inputs: torch.Tensor) -> torch.Tensor:

@@ -112,6 +112,9 @@ class Target(Protocol):
     def lower(self, request: LowerRequest) -> LowerOutcome:
         """Builds the artifact. Raises GateFailed when an operator stays outside the delegate."""
 
+    holds_palettes: bool
+    """Whether it multiplies by palettes (`weights.palette_rows`)."""
+
     driver: str
     """`module:function(folder) -> Driver`, called in a child process."""
 

@@ -2,6 +2,8 @@
 
 INT4 and INT8: `constexpr_blockwise_shift_scale` with the codes as they are and fp16 scales. MIL wants whole blocks, so a remainder group
 is filled with zero codes, and the input that meets them with zeros.
+
+Palettes: `constexpr_lut_to_dense`, one table of 16 numbers for each group of rows.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from coremltools.converters.mil.mil.types.type_int import np_int4_dtype
+from coremltools.converters.mil.mil.types.type_int import np_int4_dtype, np_uint4_dtype
 
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.int4 import QuantizedMatrix
@@ -20,10 +22,11 @@ from exporter.targets.coreml.layout import Layout
 
 @dataclass(frozen=True)
 class MatrixArrays:
-    """Codes [out, padded in] and fp16 scales [out, groups], with two axes of size 1 behind them where a convolution reads them."""
+    """The constants of one matrix, by the names of the operator's inputs: codes [out, padded in] and fp16 scales [out, groups], or
+    indices [out, in] and fp16 tables [groups of rows, 1, 16, 1]. Where a convolution reads them, two axes of size 1 follow the columns."""
 
-    codes: np.ndarray
-    scales: np.ndarray
+    operator: str
+    constants: dict[str, np.ndarray]
 
 
 @dataclass
@@ -39,9 +42,8 @@ class StoredWeights:
         known = graph.shared.get(name)
         if known is None:
             arrays = self._matrix_arrays(name)
-            data = graph.constant(f"{name}.codes", arrays.codes)
-            scale = graph.constant(f"{name}.scales", arrays.scales)
-            known = graph.node("constexpr_blockwise_shift_scale", label(name), data=data, scale=scale)
+            stored = {part: graph.constant(f"{name}.{part}", array) for part, array in arrays.constants.items()}
+            known = graph.node(arrays.operator, label(name), **stored)
             graph.shared[name] = known
         return known
 
@@ -52,21 +54,34 @@ class StoredWeights:
     def padded_columns(self, name: str) -> int:
         """Columns of the stored matrix, filled to whole groups."""
         matrix = self.weights.quantized(name)
+        if matrix.palettes is not None:
+            return matrix.in_features
         size = min(matrix.format.group_size, matrix.in_features)
         return -(-matrix.in_features // size) * size
 
     def _matrix_arrays(self, name: str) -> MatrixArrays:
         if name not in self._arrays:
-            matrix = self.weights.quantized(name)
-            missing = self.padded_columns(name) - matrix.in_features
-            codes = torch.nn.functional.pad(matrix.codes(), (0, missing)).numpy()
-            scales = half_scales(matrix)
-            if matrix.format.bits == 4:
-                codes = codes.astype(np_int4_dtype)
-            if self.layout.channels_first:
-                codes, scales = codes[:, :, None, None], scales[:, :, None, None]
-            self._arrays[name] = MatrixArrays(codes, scales)
+            matrix, axes = self.weights.quantized(name), (2, 3) if self.layout.channels_first else ()
+            if matrix.palettes is None:
+                self._arrays[name] = _scaled(matrix, self.padded_columns(name), axes)
+            else:
+                self._arrays[name] = _palettized(matrix, matrix.palettes, axes)
         return self._arrays[name]
+
+
+def _scaled(matrix: QuantizedMatrix, columns: int, axes: tuple[int, ...]) -> MatrixArrays:
+    codes = torch.nn.functional.pad(matrix.codes(), (0, columns - matrix.in_features)).numpy()
+    if matrix.format.bits == 4:
+        codes = codes.astype(np_int4_dtype)
+    constants = {"data": codes, "scale": half_scales(matrix)}
+    expanded = {part: np.expand_dims(array, axes) for part, array in constants.items()}
+    return MatrixArrays("constexpr_blockwise_shift_scale", expanded)
+
+
+def _palettized(matrix: QuantizedMatrix, palettes: torch.Tensor, axes: tuple[int, ...]) -> MatrixArrays:
+    indices = np.expand_dims(matrix.codes().numpy().view(np.uint8).astype(np_uint4_dtype), axes)
+    tables = np.expand_dims(palettes.half().numpy()[:, None, :, None], axes)
+    return MatrixArrays("constexpr_lut_to_dense", {"indices": indices, "lut": tables})
 
 
 def half_scales(matrix: QuantizedMatrix) -> np.ndarray:

@@ -22,6 +22,7 @@ class OnnxTarget:
     runtime = "onnxruntime"
     backend = "cpu"
     obtained = Obtained.MEASURED
+    holds_palettes = False
     driver = "exporter.targets.onnx.driver:open_driver"
     exact_driver: str | None = None
 

@@ -23,6 +23,7 @@ class QnnTarget:
     runtime = "executorch"
     backend = "qnn-htp"
     obtained = Obtained.SIMULATED
+    holds_palettes = False
     driver = "exporter.targets.executorch.qnn.driver:open_driver"
     exact_driver: str | None = None
 
