@@ -101,18 +101,45 @@ def plan_command(
 
 @app.command("verify")
 def verify_command(
-    folder: Annotated[Path, typer.Argument(help="Output folder of an export.")], as_json: JsonOption = False
+    folder: Annotated[Path, typer.Argument(help="Output folder of an export, or any .mlpackage.")],
+    as_json: JsonOption = False,
 ) -> None:
-    """Repeat every check of an export from its files alone."""
-    from exporter.pipeline import verify_export
+    """Repeat every check of an export from its files alone; of a Core ML package, check blobs and run every function."""
     from exporter.progress import StageDisplay
+    from exporter.report.package_text import package_verification_lines
     from exporter.report.text import verification_lines
+    from exporter.targets.coreml.interpreter.package import is_package
 
-    result = verify_export(folder, StageDisplay(Console(), quiet=as_json))
+    display, foreign = StageDisplay(Console(), quiet=as_json), is_package(folder)
+    if foreign:
+        from exporter.targets.coreml.verify import verify_package
+
+        result = verify_package(folder, display)
+    else:
+        from exporter.pipeline import verify_export
+
+        result = verify_export(folder, display)
     if as_json:
         typer.echo(json.dumps(result))
         return
-    for line in verification_lines(result):
+    for line in package_verification_lines(result) if foreign else verification_lines(result):
+        typer.echo(line)
+
+
+@app.command("inspect")
+def inspect_command(
+    package: Annotated[Path, typer.Argument(help="A .mlpackage folder, from this program or any other.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is in a Core ML package: functions, states, operators, blobs, and what is stored twice."""
+    from exporter.report.package_text import package_lines
+    from exporter.targets.coreml.inspect import inspect_package
+
+    facts = inspect_package(package)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for line in package_lines(facts):
         typer.echo(line)
 
 

@@ -60,6 +60,12 @@ class PlanRefused(SlmExportError):
     exit_code = ExitCode.REFUSED
 
 
+class OperatorsLacking(SlmExportError):
+    """A Core ML package holds operators that the interpreter does not have, found before any weight is read."""
+
+    exit_code = ExitCode.REFUSED
+
+
 class GateFailed(SlmExportError):
     """A parity, quality or integrity gate failed; nothing was left in place."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def weight_settings(recipe: Recipe) -> WeightSettings:
         weights.embedding_bits,
         weights.head_bits,
         weights.damping,
+        weights.palette_rows,
     )
 
 
@@ -80,7 +82,7 @@ def recipe_layout(spec: DecoderSpec, recipe: Recipe, target: Target) -> tuple[La
 def check_refusals(spec: DecoderSpec, recipe: Recipe, target: Target) -> None:
     """Raises PlanRefused listing every reason."""
     refusals = [*target.refusals(spec, recipe), *_cache_refusals(spec, recipe), *_window_refusals(spec, recipe)]
-    refusals += _wrap_refusals(spec, recipe, target)
+    refusals += [*_wrap_refusals(spec, recipe, target), *_palette_refusals(spec, recipe, target)]
     if refusals:
         raise PlanRefused(
             "this combination cannot be exported: " + " | ".join(map(str, refusals)),
@@ -117,6 +119,25 @@ def _window_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         reason = f"calibration.activation_tokens {recipe.calibration.activation_tokens} are part of calibration.tokens"
         found.append(Refusal(reason, f"calibration.activation_tokens={recipe.calibration.tokens}"))
     return found
+
+
+def _palette_refusals(spec: DecoderSpec, recipe: Recipe, target: Target) -> list[Refusal]:
+    rows, settings = recipe.weights.palette_rows, weight_settings(recipe)
+    if rows and not target.holds_palettes:
+        reason = f"weights.palette_rows {rows}: {target.runtime} multiplies by scaled codes, not by palettes"
+        return [Refusal(reason, "weights.palette_rows=0")]
+    formats = {
+        weight: settings.table_format(weight.name, spec)
+        if weight.kind is WeightKind.TABLE
+        else settings.matrix_format()
+        for weight in decoder_weights(spec)
+        if weight.kind is not WeightKind.VECTOR
+    }
+    counts = [weight.shape[0] for weight, chosen in formats.items() if chosen.palette_rows]
+    if not counts or not math.gcd(*counts) % rows:
+        return []
+    reason = f"weights.palette_rows {rows} does not divide the rows of every matrix"
+    return [Refusal(reason, f"weights.palette_rows={math.gcd(rows, *counts)}")]
 
 
 def _wrap_refusals(spec: DecoderSpec, recipe: Recipe, target: Target) -> list[Refusal]:

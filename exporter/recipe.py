@@ -55,6 +55,8 @@ class WeightsSection(Section):
     """Bits of the token table, and of the output head when the two are tied."""
     head_bits: Literal[4, 8] = 4
     """Bits of an untied output head."""
+    palette_rows: Literal[0, 1, 2, 4, 8, 16, 32] = 0
+    """Core ML: rows of a matrix that share a palette of 16 numbers, in place of scales per group; 0 for scales. INT8 tables keep theirs."""
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """GPTQ damping, as a share of the mean Hessian diagonal."""
 
@@ -120,6 +122,10 @@ class GatesSection(Section):
     """Largest rise of perplexity from oracle to artifact, percent."""
     perplexity_quantized_percent_max: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest rise of perplexity from full precision to oracle, percent."""
+    exact_max_abs_error_max: Annotated[float, Field(gt=0)] | None = 1e-4
+    """Largest difference of any logit when artifact and oracle round nothing to 16 bits; targets whose artifacts can run so."""
+    exact_mean_kl_max: Annotated[float, Field(gt=0)] | None = 1e-6
+    """Mean Kullback-Leibler divergence of such an artifact from such an oracle, nats."""
 
 
 class Int4KvGatesSection(GatesSection):
@@ -135,6 +141,11 @@ class Int4KvGatesSection(GatesSection):
     """Largest rise of perplexity from oracle to artifact, percent."""
     perplexity_quantized_percent_max: Annotated[float, Field(gt=0)] | None = 3.0
     """Largest rise of perplexity from full precision to oracle, percent."""
+    exact_max_abs_error_max: Annotated[float, Field(gt=0)] | None = None
+    """Largest difference of any logit when artifact and oracle round nothing to 16 bits. Off: even the order of a sum in float32 moves
+    a code now and then, and one code is visible in a logit."""
+    exact_mean_kl_max: Annotated[float, Field(gt=0)] | None = 1e-5
+    """Mean Kullback-Leibler divergence of such an artifact from such an oracle, nats."""
 
 
 class AttentionKernel(StrEnum):

@@ -90,7 +90,9 @@ def quantize(run: Run) -> Path:
             )
             save_weights(spec, weights, folder)
             listener.save(folder / STATISTICS_FILE)
-            stage.note = f"{settings.method.value}, groups of {settings.group_size}"
+            rows = settings.palette_rows
+            grouped = f"palettes of {rows} rows" if rows else f"groups of {settings.group_size}"
+            stage.note = f"{settings.method.value}, {grouped}"
 
     return _produced(run, "quantize", key, write)
 

@@ -30,9 +30,9 @@ class WeightStore(Protocol):
         """[S, in] times the matrix [out, in] transposed -> [S, out], without a float copy of the whole matrix where that is large."""
 
 
-def row_blocks(rows: int, columns: int, elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:
-    """Consecutive slices of `rows` rows, of about `elements` elements each."""
-    step = max(1, elements // columns)
+def row_blocks(rows: int, columns: int, elements: int = BLOCK_ELEMENTS, multiple: int = 1) -> Iterator[slice]:
+    """Consecutive slices of `rows` rows, of about `elements` elements each; all but the last have a multiple of `multiple` rows."""
+    step = max(1, elements // columns // multiple) * multiple
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 

@@ -6,11 +6,14 @@ products.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 
 from exporter.quantize.formats import WeightFormat
 from exporter.quantize.int4 import QuantizedMatrix, ScaleChooser
+from exporter.quantize.palette import choose_palettes, palette_matrix
 
 UPDATE_BLOCK = 32
 """Columns between two updates of the rest of the matrix."""
@@ -35,18 +38,78 @@ class GptqRounder:
         return _ColumnRounder(weight, self).run()
 
 
+class _Grid(Protocol):
+    """The numbers that weights may become."""
+
+    def enter(self, column: int, columns: torch.Tensor, importance: torch.Tensor) -> None:
+        """Called before column `column` is rounded, with all columns [in, out] as corrected so far."""
+
+    def round(self, column: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One column's values [out] -> codes and what they stand for."""
+
+    def build(self, codes: torch.Tensor) -> QuantizedMatrix:
+        """The stored matrix of int8 codes [out, in]."""
+
+
+class _ScaledGrid:
+    """Codes times a scale per row and group. A scale is chosen when its group is reached. Groups no wider than the update block see
+    every correction; wider ones miss those of the current block's later columns, which have not happened yet either."""
+
+    def __init__(self, weight: torch.Tensor, weight_format: WeightFormat) -> None:
+        self.chooser = ScaleChooser(weight, weight_format, search=True)
+        self.group_size = min(weight_format.group_size, weight.shape[1])
+        self.low, self.high = (np.float32(bound) for bound in weight_format.code_range)
+        self.scales = torch.empty(weight_format.group_count(weight.shape[1]), weight.shape[0])
+
+    def enter(self, column: int, columns: torch.Tensor, importance: torch.Tensor) -> None:
+        if column % self.group_size == 0:
+            group = columns[column : column + self.group_size]
+            weights = importance[column : column + self.group_size]
+            self.scales[column // self.group_size] = self.chooser.choose(group.T.contiguous(), weights)
+
+    def round(self, column: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scale = self.scales[column // self.group_size].numpy()
+        code = np.rint(values / scale)
+        np.clip(code, self.low, self.high, out=code)
+        return code, code * scale
+
+    def build(self, codes: torch.Tensor) -> QuantizedMatrix:
+        return self.chooser.build(codes, self.scales.T.contiguous())
+
+
+class _PaletteGrid:
+    """Palettes chosen beforehand, from the weights as they are."""
+
+    def __init__(self, weight: torch.Tensor, weight_format: WeightFormat, importance: torch.Tensor) -> None:
+        self.format, self.palettes = weight_format, choose_palettes(weight, weight_format, importance)
+        colors = self.palettes.repeat_interleave(weight_format.palette_rows, 0)
+        self.colors = colors.numpy()
+        self.borders = np.ascontiguousarray(((colors[:, 1:] + colors[:, :-1]) / 2).T.numpy())
+        self.rows = np.arange(weight.shape[0])
+
+    def enter(self, column: int, columns: torch.Tensor, importance: torch.Tensor) -> None:
+        """Nothing depends on the column."""
+
+    def round(self, column: int, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        code = (values > self.borders).sum(0)
+        return code, self.colors[self.rows, code]
+
+    def build(self, codes: torch.Tensor) -> QuantizedMatrix:
+        return palette_matrix(codes, self.palettes, self.format)
+
+
 class _ColumnRounder:
     """State of one run. `columns` holds the weight transposed, so that a column is contiguous."""
 
     def __init__(self, weight: torch.Tensor, rounder: GptqRounder) -> None:
-        weight_format = rounder.format
-        self.chooser = ScaleChooser(weight, weight_format, search=True)
         self.importance, self.factor = rounder.importance, rounder.factor
+        self.grid: _Grid = (
+            _PaletteGrid(weight, rounder.format, self.importance)
+            if rounder.format.palette_rows
+            else _ScaledGrid(weight, rounder.format)
+        )
         self.columns = weight.T.clone(memory_format=torch.contiguous_format)
-        self.group_size = min(weight_format.group_size, weight.shape[1])
-        self.low, self.high = (np.float32(bound) for bound in weight_format.code_range)
         self.codes = torch.empty(self.columns.shape, dtype=torch.int8)
-        self.scales = torch.empty(weight_format.group_count(weight.shape[1]), weight.shape[0])
 
     def run(self) -> QuantizedMatrix:
         count = self.columns.shape[0]
@@ -54,7 +117,7 @@ class _ColumnRounder:
             stop = min(start + UPDATE_BLOCK, count)
             errors = self._round_block(start, stop)
             self.columns[stop:].addmm_(self.factor[start:stop, stop:].T, errors, alpha=-1)
-        return self.chooser.build(self.codes.T.contiguous(), self.scales.T.contiguous())
+        return self.grid.build(self.codes.T.contiguous())
 
     def _round_block(self, start: int, stop: int) -> torch.Tensor:
         """Rounds columns [start, stop) and returns their scaled errors, float32 [columns, out]."""
@@ -63,24 +126,13 @@ class _ColumnRounder:
         errors = np.empty_like(block)
         for offset in range(stop - start):
             column = start + offset
-            if column % self.group_size == 0:
-                self._choose_scale(column)
-            scale = self.scales[column // self.group_size].numpy()
-            code = np.rint(block[offset] / scale)
-            np.clip(code, self.low, self.high, out=code)
-            codes[offset] = code
-            np.subtract(block[offset], code * scale, out=errors[offset])
+            self.grid.enter(column, self.columns, self.importance)
+            codes[offset], rounded = self.grid.round(column, block[offset])
+            np.subtract(block[offset], rounded, out=errors[offset])
             errors[offset] /= factor[offset, offset]
             rest = block[offset + 1 :]
             rest -= factor[offset, offset + 1 :, None] * errors[offset]
         return torch.from_numpy(errors)
-
-    def _choose_scale(self, column: int) -> None:
-        """Groups no wider than the update block see every correction; wider ones miss those of the current block's later
-        columns, which have not happened yet either."""
-        group = self.columns[column : column + self.group_size]
-        importance = self.importance[column : column + self.group_size]
-        self.scales[column // self.group_size] = self.chooser.choose(group.T.contiguous(), importance)
 
 
 def inverse_factor(covariance: torch.Tensor, damping: float) -> torch.Tensor:

@@ -31,6 +31,7 @@ class QuantizedMatrix:
     scales            float32 [out, groups]
     channel_scales    float32 [out], LPBQ only
     multipliers       uint8 [out, groups], LPBQ only: scales = channel_scales[:, None] * multipliers
+    palettes          float32 [out / palette_rows, 16]: codes are indices 0..15 into the palette of their row, and scales [out, 0]
     """
 
     packed: torch.Tensor
@@ -39,6 +40,7 @@ class QuantizedMatrix:
     format: WeightFormat
     channel_scales: torch.Tensor | None = None
     multipliers: torch.Tensor | None = None
+    palettes: torch.Tensor | None = None
 
     @property
     def out_features(self) -> int:
@@ -46,6 +48,8 @@ class QuantizedMatrix:
 
     def codes(self) -> torch.Tensor:
         """int8 [out, in]."""
+        if self.palettes is not None:
+            return unpack_nibbles(self.packed, self.in_features) & 0xF
         return unpack_nibbles(self.packed, self.in_features) if self.format.bits == 4 else self.packed
 
     def dequantize(self) -> torch.Tensor:
@@ -55,8 +59,16 @@ class QuantizedMatrix:
     def rows(self, index: torch.Tensor | slice) -> torch.Tensor:
         """Some rows dequantized: int64 [S] or a slice -> float32 [S, in]; what an embedding lookup reads."""
         packed = self.packed[index]
+        if self.palettes is not None:
+            numbers = torch.arange(self.out_features)[index] // self.format.palette_rows
+            return _looked_up(unpack_nibbles(packed, self.in_features) & 0xF, self.palettes[numbers])
         codes = unpack_nibbles(packed, self.in_features) if self.format.bits == 4 else packed
         return scale_groups(codes.float(), self.scales[index], self.format.group_size)
+
+
+def _looked_up(indices: torch.Tensor, palettes: torch.Tensor) -> torch.Tensor:
+    """int8 [rows, in] from 0 to 15 and a palette [rows, 16] for each row -> float32 [rows, in]."""
+    return palettes.gather(1, indices.long())
 
 
 def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
@@ -193,6 +205,7 @@ def join_rows(parts: list[QuantizedMatrix]) -> QuantizedMatrix:
         first.format,
         joined([part.channel_scales for part in parts]),
         joined([part.multipliers for part in parts]),
+        joined([part.palettes for part in parts]),
     )
 
 
@@ -202,10 +215,17 @@ def split_rows(matrix: QuantizedMatrix, rows: list[int]) -> list[QuantizedMatrix
     def parts(tensor: torch.Tensor | None) -> list[torch.Tensor | None]:
         return [None] * len(rows) if tensor is None else [piece.clone() for piece in tensor.split(rows)]
 
+    palettes: list[torch.Tensor | None] = [None] * len(rows)
+    if matrix.palettes is not None:
+        palettes = list(matrix.palettes.split([count // matrix.format.palette_rows for count in rows]))
     pieces = zip(
-        matrix.packed.split(rows), matrix.scales.split(rows), parts(matrix.channel_scales), parts(matrix.multipliers)
+        matrix.packed.split(rows),
+        matrix.scales.split(rows),
+        parts(matrix.channel_scales),
+        parts(matrix.multipliers),
+        palettes,
     )
     return [
-        QuantizedMatrix(packed.clone(), scales.clone(), matrix.in_features, matrix.format, channel, multipliers)
-        for packed, scales, channel, multipliers in pieces
+        QuantizedMatrix(packed.clone(), scales.clone(), matrix.in_features, matrix.format, channel, multipliers, colors)
+        for packed, scales, channel, multipliers, colors in pieces
     ]

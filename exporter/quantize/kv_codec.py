@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from exporter.quantize.formats import KvFormat, KvScaling
+from exporter.quantize.formats import CODES_PER_LANE, KvFormat, KvScaling
 from exporter.quantize.int4 import pack_nibbles, unpack_nibbles
 
 
@@ -51,7 +51,7 @@ class LayerKvConstants:
 
 @dataclass
 class EncodedRows:
-    """What is stored: codes uint8 [S, K, bytes] (or floats [S, K, Hd]) and, per token and head, scale and zero [S, K]."""
+    """What is stored: codes uint8 [S, K, bytes] (or fp16 lanes, or floats [S, K, Hd]) and, per token and head, scale and zero [S, K]."""
 
     codes: torch.Tensor
     scale: torch.Tensor | None = None
@@ -107,29 +107,55 @@ class KvCodec:
         levels = 2**self.format.bits
         if self.format.zero_point:
             low, high = prepared.amin(-1), prepared.amax(-1)
-            scale = ((high - low) / (levels - 1)).clamp_min(2.0**-24).half()
-            zero = low.half()
+            scale = self._stored(((high - low) / (levels - 1)).clamp_min(2.0**-24))
+            zero = self._stored(low)
             codes = torch.round((prepared - zero.float()[..., None]) / scale.float()[..., None])
             return EncodedRows(self._pack(codes.clamp_(0, levels - 1)), scale, zero)
         if self.format.positive_scales:
-            scale = (prepared.abs().amax(-1) / (levels // 2 - 1)).half()
+            scale = self._stored(prepared.abs().amax(-1) / (levels // 2 - 1))
         else:
-            scale = (_signed_peak(prepared) / -(levels // 2)).half()
+            scale = self._stored(_signed_peak(prepared) / -(levels // 2))
         scale = torch.where(scale == 0, torch.full_like(scale, 2.0**-24), scale)
         codes = torch.round(prepared / scale.float()[..., None]).clamp_(-(levels // 2), levels // 2 - 1)
         return EncodedRows(self._pack(codes + levels // 2), scale)
 
+    def _stored(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Scales and zero points as the cache holds them."""
+        return numbers if self.format.float_scales else numbers.half()
+
     def _pack(self, codes: torch.Tensor) -> torch.Tensor:
+        if self.format.half_lanes:
+            return pack_lanes(codes)
         integer = codes.to(torch.uint8)
         return pack_nibbles(integer.view(torch.int8)) if self.format.bits == 4 else integer
 
     def _unpack(self, stored: torch.Tensor) -> torch.Tensor:
-        if self.format.bits == 4:
+        if self.format.half_lanes:
+            codes = unpack_lanes(stored, self.head_dim)
+        elif self.format.bits == 4:
             codes = (unpack_nibbles(stored, self.head_dim) & 0xF).float()
         else:
             codes = stored.float()
         symmetric = self.format.scaling is KvScaling.PER_TOKEN and not self.format.zero_point
         return codes - 2 ** (self.format.bits - 1) if symmetric else codes
+
+
+def pack_lanes(codes: torch.Tensor) -> torch.Tensor:
+    """Codes 0..15 float [..., n] -> float16 [..., ceil(n / 3)]: lane i holds the codes i, i + lanes and i + 2 * lanes as
+    256 * (first - 8) + 16 * second + third, an integer in [-2048, 2047]. Missing codes count as 8, the middle."""
+    lanes = -(-codes.shape[-1] // CODES_PER_LANE)
+    padded = torch.nn.functional.pad(codes, (0, CODES_PER_LANE * lanes - codes.shape[-1]), value=8.0)
+    first, second, third = padded.split(lanes, dim=-1)
+    return (256 * (first - 8) + 16 * second + third).half()
+
+
+def unpack_lanes(stored: torch.Tensor, count: int) -> torch.Tensor:
+    """Inverse of `pack_lanes`: float16 [..., ceil(count / 3)] -> codes 0..15, float32 [..., count]."""
+    lanes = stored.float()
+    first = torch.floor(lanes / 256)
+    rest = lanes - 256 * first
+    second = torch.floor(rest / 16)
+    return torch.cat((first + 8, second, rest - 16 * second), dim=-1)[..., :count]
 
 
 def _signed_peak(rows: torch.Tensor) -> torch.Tensor:

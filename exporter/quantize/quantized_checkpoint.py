@@ -5,7 +5,7 @@ target caches keys and values. Each half is a safetensors file of numbers and a 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 WEIGHTS_FILE, WEIGHTS_DESCRIPTION = "quantized.safetensors", "quantized.json"
 CACHE_FILE, CACHE_DESCRIPTION = "kv_cache.safetensors", "kv_cache.json"
 FORMAT_VERSION = 2
+MATRIX_PARTS = ("codes", "scales", "channel_scales", "multipliers", "palettes")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class QuantizedDecoder:
         """The eager interpreter of exactly these numbers."""
         return TorchOps(self.spec, self.weights, self.layout, self.kv_format, self.kv_constants)
 
+    def exact_oracle(self) -> TorchOps:
+        """The same where nothing is rounded to 16 bits."""
+        return replace(self, kv_format=self.kv_format.without_half_rounding()).oracle()
+
 
 def save_quantized(decoder: QuantizedDecoder, folder: Path) -> None:
     """Writes weights and cache into an existing folder; equal decoders give equal bytes."""
@@ -62,7 +67,9 @@ def save_weights(spec: DecoderSpec, weights: DecoderWeights, folder: Path) -> No
     matrices: dict[str, Any] = {}
     for name, matrix in weights.matrices.items():
         tensors[f"{name}.codes"] = matrix.packed
-        if matrix.format.scale_format is ScaleFormat.LPBQ:
+        if matrix.palettes is not None:
+            tensors[f"{name}.palettes"] = matrix.palettes.half()
+        elif matrix.format.scale_format is ScaleFormat.LPBQ:
             assert matrix.channel_scales is not None and matrix.multipliers is not None
             tensors[f"{name}.channel_scales"] = matrix.channel_scales
             tensors[f"{name}.multipliers"] = matrix.multipliers
@@ -134,7 +141,7 @@ def _assemble(
     weights: dict[str, Any], tensors: dict[str, torch.Tensor], cache: dict[str, Any], constants: dict[str, torch.Tensor]
 ) -> QuantizedDecoder:
     matrices = {name: _matrix(name, entry, tensors) for name, entry in weights["matrices"].items()}
-    taken = {f"{name}.{part}" for name in matrices for part in ("codes", "scales", "channel_scales", "multipliers")}
+    taken = {f"{name}.{part}" for name in matrices for part in MATRIX_PARTS}
 
     def side(index: int, name: str, static: dict[str, Any]) -> ChannelConstants:
         center, balance = constants[f"{index}.{name}.center"], constants[f"{index}.{name}.balance"]
@@ -155,8 +162,14 @@ def _assemble(
 
 
 def _matrix(name: str, entry: dict[str, Any], tensors: dict[str, torch.Tensor]) -> QuantizedMatrix:
-    weight_format = WeightFormat(int(entry["bits"]), int(entry["group_size"]), ScaleFormat(entry["scale_format"]))
+    weight_format = WeightFormat(
+        int(entry["bits"]), int(entry["group_size"]), ScaleFormat(entry["scale_format"]), int(entry["palette_rows"])
+    )
     packed, columns = tensors[f"{name}.codes"], int(entry["in_features"])
+    if weight_format.palette_rows:
+        no_scales = torch.empty(packed.shape[0], 0)
+        palettes = tensors[f"{name}.palettes"].float()
+        return QuantizedMatrix(packed, no_scales, columns, weight_format, palettes=palettes)
     if weight_format.scale_format is ScaleFormat.LPBQ:
         channel, multipliers = tensors[f"{name}.channel_scales"], tensors[f"{name}.multipliers"]
         return QuantizedMatrix(

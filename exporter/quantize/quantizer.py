@@ -32,6 +32,7 @@ from exporter.decoder.weights import DecoderWeights, WeightStore, row_blocks
 from exporter.quantize.formats import RoundingMethod, WeightFormat, WeightSettings
 from exporter.quantize.gptq import GptqRounder
 from exporter.quantize.int4 import QuantizedMatrix, join_rows, quantize_nearest, split_rows
+from exporter.quantize.palette import quantize_to_palettes
 
 GPTQ_ELEMENTS = 1 << 25
 """GPTQ works column by column on so many elements at a time: enough rows for fast columns, and a table never lies in memory whole."""
@@ -128,14 +129,24 @@ class _LayerwiseQuantizer:
     ) -> QuantizedMatrix:
         """Named matrices stacked, given the inputs [N * S, in] that they will be multiplied by, if they are known."""
         stack, total, method = _Stack(self.source, rows), sum(rows.values()), self.settings.method
-        columns = stack.read(slice(0, 1)).shape[1]
+        columns, step = stack.read(slice(0, 1)).shape[1], weight_format.palette_rows or 1
         if method is RoundingMethod.GPTQ and inputs is not None:
             rounder = GptqRounder(covariance(inputs), weight_format, self.settings.damping)
-            return join_rows([rounder.quantize(stack.read(part)) for part in row_blocks(total, columns, GPTQ_ELEMENTS)])
+            blocks = row_blocks(total, columns, GPTQ_ELEMENTS, step)
+            return join_rows([rounder.quantize(stack.read(part)) for part in blocks])
         search = method is not RoundingMethod.RTN
         importance = inputs.square().sum(0) if search and inputs is not None else None
-        blocks = row_blocks(total, columns)
-        return join_rows([quantize_nearest(stack.read(part), weight_format, search, importance) for part in blocks])
+        blocks = row_blocks(total, columns, multiple=step)
+        return join_rows([_nearest(stack.read(part), weight_format, search, importance) for part in blocks])
+
+
+def _nearest(
+    values: torch.Tensor, weight_format: WeightFormat, search: bool, importance: torch.Tensor | None = None
+) -> QuantizedMatrix:
+    """Without error feedback. Palettes are always searched."""
+    if weight_format.palette_rows:
+        return quantize_to_palettes(values, weight_format, importance)
+    return quantize_nearest(values, weight_format, search, importance)
 
 
 def covariance(inputs: torch.Tensor) -> torch.Tensor:

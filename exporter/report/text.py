@@ -17,7 +17,8 @@ def size_text(count: int) -> str:
     return f"{count} B"
 
 
-def _cache_type(bits: int) -> str:
+def cache_type(bits: int) -> str:
+    """INT4, INT8, FP16 or FP32."""
     return f"{'FP' if bits >= 16 else 'INT'}{bits}"
 
 
@@ -31,7 +32,7 @@ def plan_lines(plan: Plan) -> list[str]:
         lines.append(f"tied embedding   stored twice, {size_text(plan.tied.extra_bytes)} more: {plan.tied.reason}")
     slots = sorted(set(plan.slots_per_layer))
     lines += [
-        f"kv cache         {_cache_type(plan.kv_bits)}, {plan.kv_bytes_per_token} B per token, {size_text(plan.kv_bytes_total)} in all",
+        f"kv cache         {cache_type(plan.kv_bits)}, {plan.kv_bytes_per_token} B per token, {size_text(plan.kv_bytes_total)} in all",
         *(_slots_line(plan, count) for count in slots),
         f"context          {plan.context} tokens",
         f"device memory    {size_text(plan.device_memory_bytes)} at most",
@@ -56,9 +57,11 @@ def verification_lines(sections: dict[str, Any]) -> list[str]:
         quality[f"perplexity_{phase}"] for phase in ("full_precision", "quantized", "artifact")
     )
     whole = quality["all_windows"]
+    exact = parity["exact"]
     return [
         f"parity           top-1 {parity['top1_agreement']:.4f} over {parity['tokens']} tokens "
         f"({parity['disagreements']} differ, {parity['near_ties']} of them near-ties), mean KL {parity['mean_kl']:.2e}",
+        *([] if exact is None else [f"without rounding largest difference of a logit {exact['max_abs_error']:.2e}"]),
         f"perplexity       full precision {full:.3f}, quantized {quantized:.3f}, artifact {artifact:.3f} "
         f"({percent_rise(artifact, quantized):+.2f} % over quantized), {quality['tokens']} tokens",
         f"quantization     {percent_rise(whole['perplexity_quantized'], whole['perplexity_full_precision']):+.2f} % perplexity "
@@ -73,7 +76,7 @@ def summary_lines(report: dict[str, Any], output: Path) -> list[str]:
     return [
         f"artifact         {size_text(artifact['bytes'])} in {output}",
         *([] if fraction is None else [f"delegated        {fraction:.0%} of the operators"]),
-        f"kv cache         {_cache_type(cache['bits'])}, {size_text(cache['bytes_total'])}, slots {cache['slots_per_layer']}",
+        f"kv cache         {cache_type(cache['bits'])}, {size_text(cache['bytes_total'])}, slots {cache['slots_per_layer']}",
         *verification_lines(report),
         f"took             {report['export']['wall_s']:.0f} s, {report['export']['cpu_s']:.0f} CPU s, "
         f"{size_text(report['export']['peak_rss_bytes'])} peak memory",

@@ -112,8 +112,15 @@ class Target(Protocol):
     def lower(self, request: LowerRequest) -> LowerOutcome:
         """Builds the artifact. Raises GateFailed when an operator stays outside the delegate."""
 
+    holds_palettes: bool
+    """Whether it multiplies by palettes (`weights.palette_rows`)."""
+
     driver: str
     """`module:function(folder) -> Driver`, called in a child process."""
+
+    exact_driver: str | None
+    """The same for an artifact that can also be run with nothing rounded to 16 bits; what then differs from an oracle without that
+    rounding is a fault of the graph, however small."""
 
 
 TARGETS: Registry[Target] = Registry("target")

@@ -16,7 +16,7 @@ import torch
 from exporter.child import run_child
 from exporter.errors import CheckpointError
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
-from exporter.recipe import Recipe
+from exporter.recipe import GatesSection, Recipe
 from exporter.runtime.rows import RowFile, map_rows
 from exporter.targets.base import Target
 from exporter.verify.gates import Gate, percent_rise
@@ -50,9 +50,11 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """Parity and quality figures, and how every gate fared."""
+    """Parity and quality figures, and how every gate fared. `exact` is parity with nothing rounded to 16 bits, where an artifact can
+    run so."""
 
     parity: ParityFigures
+    exact: ParityFigures | None
     perplexity_quantized: float
     perplexity_quantized_all: float
     perplexity_artifact: float
@@ -79,42 +81,53 @@ def verify_artifact(
     scheduled = [
         [window, len(window) - (evaluation.decode_tokens if index == 0 else 0)] for index, window in enumerate(windows)
     ]
-    output, stop = logits or log.parent / "artifact_logits.npy", threading.Event()
-    with TemporaryDirectory(dir=log.parent) as scratch, ThreadPoolExecutor(1) as thread:
-        oracle = thread.submit(_score_oracle, decoder, evaluation, Path(scratch) / "oracle_logits.npy", stop)
+
+    def score(driver: str, output: Path, done: float) -> int:
+        """Writes logits of all windows [tokens, V]; returns the bytes of the cache."""
+        scored = run_child(
+            "exporter.runtime.driver:score_in_child",
+            {"driver": driver, "folder": str(folder), "windows": scheduled, "output": str(output)},
+            log,
+            SCORE_TIME_LIMIT_S,
+            lambda event: on_progress(done + float(event["progress"]) / (1 if target.exact_driver is None else 2)),
+        )
+        return int(scored["kv_bytes"])
+
+    with TemporaryDirectory(dir=log.parent) as folder_of_logits, ThreadPoolExecutor(1) as thread:
+        scratch, stop = Path(folder_of_logits), threading.Event()
+        oracle = thread.submit(_score_oracle, decoder, evaluation, scratch, target.exact_driver is not None, stop)
+        output, unrounded = logits or scratch / "artifact_logits.npy", scratch / "exact_logits.npy"
         try:
-            scored = run_child(
-                "exporter.runtime.driver:score_in_child",
-                {"driver": target.driver, "folder": str(folder), "windows": scheduled, "output": str(output)},
-                log,
-                SCORE_TIME_LIMIT_S,
-                lambda event: on_progress(float(event["progress"])),
-            )
+            kv_bytes = score(target.driver, output, 0.0)
+            if target.exact_driver is not None:
+                score(target.exact_driver, unrounded, 0.5)
         except BaseException:
             stop.set()
             raise
-        result = _compare(decoder, recipe, evaluation, oracle.result(), output, int(scored["kv_bytes"]))
-    if logits is None:
-        output.unlink()
-    return result
+        expected = oracle.result()
+        exact = None if expected.exact is None else compare_logits(map_rows(expected.exact), map_rows(unrounded))
+        return _compare(decoder, recipe, evaluation, expected, output, kv_bytes, exact)
 
 
 @dataclass(frozen=True)
 class _OracleScores:
-    """Logits of the windows that the artifact runs too, in a file [tokens, V], and perplexity on those and on all windows."""
+    """Logits of the windows that the artifact runs too, in a file [tokens, V], and where a target has an exact driver those without
+    any rounding to 16 bits; and perplexity on those windows and on all."""
 
     logits: Path
+    exact: Path | None
     compared: PerplexityMeter
     every: PerplexityMeter
 
 
 @torch.no_grad()
 def _score_oracle(
-    decoder: QuantizedDecoder, evaluation: EvaluationSet, path: Path, stop: threading.Event
+    decoder: QuantizedDecoder, evaluation: EvaluationSet, scratch: Path, exact: bool, stop: threading.Event
 ) -> _OracleScores:
     """Gives up between two windows once `stop` is set."""
     oracle, compared, every = decoder.oracle(), PerplexityMeter(), PerplexityMeter()
-    with RowFile(path) as rows:
+    files = scratch / "oracle_logits.npy", scratch / "exact_oracle_logits.npy"
+    with RowFile(files[0]) as rows:
         for index, window in enumerate(evaluation.windows):
             if stop.is_set():
                 break
@@ -123,8 +136,13 @@ def _score_oracle(
             if index < evaluation.artifact_windows:
                 compared.add(logits, window)
                 rows.append(logits.numpy())
+    if exact:
+        oracle = decoder.exact_oracle()
+        with RowFile(files[1]) as rows:
+            for window in evaluation.windows[: 0 if stop.is_set() else evaluation.artifact_windows]:
+                rows.append(window_logits(oracle, decoder.spec, window, decoder.chunk).numpy())
     decoder.weights.release()
-    return _OracleScores(path, compared, every)
+    return _OracleScores(files[0], files[1] if exact else None, compared, every)
 
 
 def _compare(
@@ -134,6 +152,7 @@ def _compare(
     oracle: _OracleScores,
     output: Path,
     kv_bytes: int,
+    exact: ParityFigures | None,
 ) -> VerificationResult:
     expected, found = map_rows(oracle.logits), map_rows(output)
     of_artifact, start = PerplexityMeter(), 0
@@ -142,8 +161,11 @@ def _compare(
         start += len(window)
     parity, of_oracle, every = compare_logits(expected, found), oracle.compared, oracle.every
     gates = _gates(recipe, evaluation, parity, of_oracle.perplexity, of_artifact.perplexity, every.perplexity)
+    if exact is not None:
+        gates += _exact_gates(recipe, exact)
     return VerificationResult(
         parity,
+        exact,
         of_oracle.perplexity,
         every.perplexity,
         of_artifact.perplexity,
@@ -163,7 +185,7 @@ def _gates(
     artifact: float,
     quantized_all: float,
 ) -> list[Gate]:
-    limits = recipe.gates_int4_kv if recipe.kv_cache.bits == 4 else recipe.gates
+    limits = _limits(recipe)
     return [
         Gate("parity.top1_agreement", parity.top1_agreement, limits.top1_agreement_min, smallest=True),
         Gate("parity.mean_kl", parity.mean_kl, limits.mean_kl_max),
@@ -178,6 +200,18 @@ def _gates(
             limits.perplexity_quantized_percent_max,
         ),
     ]
+
+
+def _exact_gates(recipe: Recipe, exact: ParityFigures) -> list[Gate]:
+    limits = _limits(recipe)
+    return [
+        Gate("parity.exact.max_abs_error", exact.max_abs_error, limits.exact_max_abs_error_max),
+        Gate("parity.exact.mean_kl", exact.mean_kl, limits.exact_mean_kl_max),
+    ]
+
+
+def _limits(recipe: Recipe) -> GatesSection:
+    return recipe.gates_int4_kv if recipe.kv_cache.bits == 4 else recipe.gates
 
 
 def describe_gates(gates: list[Gate]) -> list[dict[str, Any]]:

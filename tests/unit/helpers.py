@@ -35,6 +35,7 @@ from exporter.quantize.calibration import KvCalibrator
 from exporter.quantize.formats import KvFormat, ScaleFormat, WeightFormat
 from exporter.quantize.int4 import quantize_nearest
 from exporter.quantize.kv_codec import LayerKvConstants
+from exporter.quantize.palette import quantize_to_palettes
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.qnn.encodings import extend_encodings
 from exporter.targets.executorch.qnn.evaluate import GraphEvaluator, emulator
@@ -125,7 +126,8 @@ def random_weights(spec: DecoderSpec, weight_format: WeightFormat = LPBQ_32, see
             continue
         gain = 1.2 if weight.name.endswith(("query", "key")) else 1.0
         values *= 1.0 if weight.kind is WeightKind.TABLE else gain / math.sqrt(weight.shape[1])
-        matrices[weight.name] = quantize_nearest(values, weight_format)
+        quantize = quantize_to_palettes if weight_format.palette_rows else quantize_nearest
+        matrices[weight.name] = quantize(values, weight_format)
     return DecoderWeights(matrices, vectors)
 
 

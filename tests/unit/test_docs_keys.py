@@ -34,7 +34,11 @@ def example_report() -> dict[str, Any]:
     target = find_target(recipe.target.kind)
     plan = plan_export(REPOSITORY / "examples" / "model", recipe)
     result = zeros(
-        VerificationResult, parity=zeros(ParityFigures), ring_wraps=(0.0,), gates=[Gate("parity.mean_kl", 0.0, None)]
+        VerificationResult,
+        parity=zeros(ParityFigures),
+        exact=zeros(ParityFigures),
+        ring_wraps=(0.0,),
+        gates=[Gate("parity.mean_kl", 0.0, None)],
     )
     evaluation = EvaluationSet("text.txt", [], 0, 0, 1.0, 1.0)
     outcome = LowerOutcome((), 0, Delegation(1.0, {"prefill": 1, "decode": 1}, ()), 0, plan.slots_per_layer, {})

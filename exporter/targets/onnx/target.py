@@ -22,7 +22,9 @@ class OnnxTarget:
     runtime = "onnxruntime"
     backend = "cpu"
     obtained = Obtained.MEASURED
+    holds_palettes = False
     driver = "exporter.targets.onnx.driver:open_driver"
+    exact_driver: str | None = None
 
     def kv_format(self, recipe: Recipe) -> KvFormat:
         cache = recipe.kv_cache

@@ -24,7 +24,9 @@ class QnnTarget:
     runtime = "executorch"
     backend = "qnn-htp"
     obtained = Obtained.SIMULATED
+    holds_palettes = False
     driver = "exporter.targets.executorch.qnn.driver:open_driver"
+    exact_driver: str | None = None
 
     def kv_format(self, recipe: Recipe) -> KvFormat:
         return KvFormat(recipe.kv_cache.bits, KvScaling.STATIC, per_channel=recipe.kv_cache.per_channel)

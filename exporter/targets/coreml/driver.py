@@ -1,0 +1,77 @@
+"""Runs a package by the reference interpreter, as an app would by Core ML: one state, chunks that start at multiples of their length.
+
+A conversation that goes on in the middle of a chunk sends that chunk again from its start: its tokens are computed once more, and what
+they write is what was there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from exporter.targets.coreml.host import HostLayout
+from exporter.targets.coreml.interpreter.machine import Interpreter, Precision
+from exporter.targets.coreml.names import DECODE, HOST_FILE, LOGITS, PACKAGE, POSITION, PREFILL, TOKENS
+
+PADDING = 0
+"""Token id behind the end of a prompt; any would do."""
+
+
+class CoreMlDriver:
+    """See `runtime.driver.Driver`."""
+
+    def __init__(self, machine: Interpreter, layout: HostLayout) -> None:
+        self._machine = machine
+        self.context, self.chunk, self.vocab_size = layout.context, layout.chunk, layout.vocab_size
+        self._state = machine.make_state()
+        self._tokens: list[int] = []
+
+    def reset(self) -> None:
+        self._state, self._tokens = self._machine.make_state(), []
+
+    def prefill(self, token_ids: list[int]) -> np.ndarray:
+        """float32 [n, V]: logits after each of n tokens."""
+        known = len(self._tokens)
+        start = known - known % self.chunk
+        self._tokens += token_ids
+        logits = [self._chunk(at) for at in range(start, len(self._tokens), self.chunk)]
+        return np.concatenate(logits)[known - start :]
+
+    def prompt(self, token_ids: list[int]) -> np.ndarray:
+        """float32 [V]: logits after the last token."""
+        return self.prefill(token_ids)[-1]
+
+    def decode(self, token_id: int) -> np.ndarray:
+        """float32 [V]."""
+        logits = self._run(DECODE, [token_id], len(self._tokens))[0]
+        self._tokens.append(token_id)
+        return logits
+
+    def kv_bytes(self) -> int:
+        """Every element of a state is an fp16 number on a device, whatever the interpreter holds it in."""
+        return sum(2 * state.size for state in self._state.values())
+
+    def _chunk(self, start: int) -> np.ndarray:
+        tokens = self._tokens[start : start + self.chunk]
+        padded = tokens + [PADDING] * (self.chunk - len(tokens))
+        return self._run(PREFILL, padded, start)[: len(tokens)]
+
+    def _run(self, function: str, token_ids: list[int], position: int) -> np.ndarray:
+        inputs = {TOKENS: np.array([token_ids], np.int32), POSITION: np.array([position], np.int32)}
+        logits = self._machine.run(function, inputs, self._state)[LOGITS]
+        return np.asarray(logits[0], np.float32)
+
+
+def open_driver(folder: Path) -> CoreMlDriver:
+    """Opens an export with every result rounded to its type, as on a device."""
+    return _open(folder, Precision.FP16)
+
+
+def open_exact_driver(folder: Path) -> CoreMlDriver:
+    """Opens an export with nothing rounded to 16 bits: a difference from the oracle without that rounding is a fault of the graph."""
+    return _open(folder, Precision.FP32)
+
+
+def _open(folder: Path, precision: Precision) -> CoreMlDriver:
+    return CoreMlDriver(Interpreter.open(folder / PACKAGE, precision), HostLayout.read(folder / HOST_FILE))

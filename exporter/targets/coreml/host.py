@@ -1,0 +1,36 @@
+"""What a host must know beside the package's own inputs, outputs and states: `host.json`, and the package's metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from exporter.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class HostLayout:
+    """`context` tokens fit into the cache; `prefill` takes `chunk` tokens and starts at multiples of it."""
+
+    context: int
+    chunk: int
+    vocab_size: int
+
+    def metadata(self) -> dict[str, str]:
+        """The same for an app, as `MLModel.modelDescription.metadata` gives it."""
+        return {name: str(number) for name, number in asdict(self).items()}
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def read(path: Path) -> HostLayout:
+        """Raises CheckpointError when the file is missing or damaged."""
+        try:
+            return TypeAdapter(HostLayout).validate_json(path.read_bytes())
+        except (OSError, ValidationError) as fault:
+            reason = fault.strerror if isinstance(fault, OSError) else f"{fault.error_count()} fields are wrong"
+            raise CheckpointError(f"{path}: not readable ({reason})", "export again") from None

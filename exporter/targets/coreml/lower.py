@@ -1,0 +1,82 @@
+"""From a quantized checkpoint to `model.mlpackage`: both functions of one program, saved once and audited as saved."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from coremltools.converters.mil.mil import Program
+
+from exporter.child import Emit
+from exporter.decoder.forward import decode_chunk
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized, save_quantized
+from exporter.targets.base import LowerOutcome
+from exporter.targets.coreml.decoder_audit import audit_decoder
+from exporter.targets.coreml.graph import FunctionGraph
+from exporter.targets.coreml.host import HostLayout
+from exporter.targets.coreml.kv_state import CacheCodec, state_shapes
+from exporter.targets.coreml.layout import CHANNELS_FIRST, ROWS
+from exporter.targets.coreml.names import (
+    DECODE,
+    HOST_FILE,
+    PACKAGE,
+    PACKAGE_FILES,
+    POSITION,
+    PREFILL,
+    TOKENS,
+    WEIGHTS_IN_PACKAGE,
+)
+from exporter.targets.coreml.ops import MilOps, Tensor
+from exporter.targets.coreml.package import SPECIFICATION_VERSION, save_package
+from exporter.targets.coreml.positions import Positions
+from exporter.targets.coreml.profile import Profile
+from exporter.targets.coreml.rounding import rounded_to_half
+from exporter.targets.coreml.weights import StoredWeights
+
+
+def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Entry point of the child process; see `CoreMlTarget.lower` for the arguments."""
+    source, folder = Path(arguments["quantized"]), Path(arguments["artifact"])
+    profile, decoder = Profile(arguments["profile"]), load_quantized(source)
+    if profile.channels_first:
+        decoder = rounded_to_half(decoder)
+        save_quantized(decoder, source)  # the oracle computes with the numbers of the package
+    host = HostLayout(decoder.context, decoder.chunk, decoder.spec.vocab_size)
+    save_package(build_program(decoder, profile), DECODE, host.metadata(), folder / PACKAGE)
+    host.write(folder / HOST_FILE)
+    return asdict(_outcome(decoder, folder))
+
+
+def build_program(decoder: QuantizedDecoder, profile: Profile) -> Program:
+    """Functions `prefill` for a chunk of tokens and `decode` for one, with the same states and the same constants."""
+    layout = CHANNELS_FIRST if profile.channels_first else ROWS
+    stored, program = StoredWeights(decoder.weights, layout), Program()
+    states = state_shapes(decoder.spec, decoder.layout, decoder.kv_format, layout)
+    codecs = tuple(CacheCodec(decoder.kv_format, constants) for constants in decoder.kv_constants)
+    rows = -(-decoder.context // decoder.chunk) * decoder.chunk
+    for name, tokens in ((PREFILL, decoder.chunk), (DECODE, 1)):
+        inputs = {TOKENS: (1, tokens), POSITION: (1,)}
+        with FunctionGraph(program, name, inputs, states) as graph:
+            positions = Positions(graph, layout, graph.input(POSITION), tokens, rows)
+            ops = MilOps(graph, decoder.spec, stored, decoder.layout, codecs, positions)
+            ops.finish(decode_chunk(ops, decoder.spec, Tensor(graph.input(TOKENS))))
+    return program
+
+
+def _outcome(decoder: QuantizedDecoder, folder: Path) -> LowerOutcome:
+    """Read back from the written package. Raises GateFailed when it is not what was meant."""
+    figures, states = audit_decoder(folder / PACKAGE, decoder)
+    return LowerOutcome(
+        shipped_files=(HOST_FILE, *(f"{PACKAGE}/{name}" for name in PACKAGE_FILES)),
+        weight_bytes=(folder / PACKAGE / WEIGHTS_IN_PACKAGE).stat().st_size,
+        delegation=None,
+        kv_bytes_total=states.bytes,
+        slots_per_layer=states.slots_per_layer,
+        notes=asdict(figures),
+        requirements={
+            "minimum_deployment_target": {"ios": "18.0", "macos": "15.0"},
+            "specification_version": SPECIFICATION_VERSION,
+            "apple_runtime_involved": False,
+        },
+    )
