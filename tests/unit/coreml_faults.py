@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from coreml_programs import ct, mb, save_program, types
+from coreml_programs import save_program
 from torch import nn
 
-from coremltools.converters.mil.frontend.torch import ops as torch_frontend  # isort: skip
-from coremltools.optimize import coreml as optimize  # isort: skip
+from tests.coreml_frontend import ct, mb, optimize, types
 
 LAYERS, SLOTS, WIDTH = 2, 8, 32
-
-
-def accept_new_numpy(monkeypatch: Any) -> None:
-    """coremltools 9.0 casts an array of one element with int(), which numpy 2.4 refuses; `item()` does what it meant."""
-    upstream = torch_frontend._cast
-
-    def cast(context: Any, node: Any, dtype: Callable[..., Any], dtype_name: str) -> None:
-        (variable,) = torch_frontend._get_inputs(context, node, expected=1)
-        if variable.val is None or np.size(variable.val) != 1:
-            upstream(context, node, dtype, dtype_name)
-            return
-        context.add(mb.const(val=dtype(np.asarray(variable.val).item()), name=node.name), node.name)
-
-    monkeypatch.setattr(torch_frontend, "_cast", cast)
 
 
 class Cache(nn.Module):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-logging.getLogger("coremltools").setLevel(logging.ERROR)  # it warns of versions that it has not seen
-ct = pytest.importorskip("coremltools", reason="the coreml extra is not installed")
+from tests.coreml_frontend import Function, Program, ct, mb, types
 
-from coremltools.converters.mil.mil import Builder as mb  # noqa: E402
-from coremltools.converters.mil.mil import Function, Program, types  # noqa: E402
+__all__ = ["ct", "described", "mb", "save_program"]
 
 MIL_TYPES = {
     "float16": types.fp16,

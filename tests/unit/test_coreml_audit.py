@@ -12,7 +12,6 @@ from coreml_faults import (
     LAYERS,
     SLOTS,
     WIDTH,
-    accept_new_numpy,
     palettized,
     quantized_by_global_config,
     rotary_model,
@@ -34,6 +33,7 @@ from exporter.targets.coreml.audit import (
 from exporter.targets.coreml.interpreter.machine import Interpreter
 from exporter.targets.coreml.interpreter.package import Package
 from exporter.targets.coreml.interpreter.program import Function
+from tests.coreml_frontend import accept_new_numpy
 
 
 def main_function(path: Path) -> Function:
