@@ -36,7 +36,10 @@ class Interpreter:
         """Raises OperatorsLacking before a weight is read, GateFailed when the package is broken."""
         lacking = lacking_operators(package.program)
         if lacking:
-            raise OperatorsLacking(f"{package.path}: the interpreter lacks {_lacking_text(lacking)}")
+            raise OperatorsLacking(
+                f"{package.path}: the interpreter lacks {_lacking_text(lacking)}",
+                "run it with Core ML itself, or convert it without them",
+            )
         self.package, self.precision = package, precision
         pool = ConstantPool(package, precision)
         self._compiled: dict[str, CompiledFunction] = {}
