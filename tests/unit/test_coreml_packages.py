@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import pytest
 from command_line import Run
 from coreml_programs import mb, save_program
 
-from exporter.errors import UsageError
+from exporter.errors import GateFailed, UsageError
 from exporter.targets.coreml.interpreter.machine import Interpreter, Precision
+from exporter.targets.coreml.interpreter.schema import model_messages
 
 WIDTH = 32
 TABLE = np.arange(WIDTH * WIDTH, dtype=np.float16).reshape(WIDTH, WIDTH) / 512
@@ -159,12 +162,42 @@ def test_a_weight_file_outside_the_package_is_refused(run: Run, copied: Path) ->
     assert len(inside) == len(outside)
     model.write_bytes(model.read_bytes().replace(inside, outside))
     outcome = run("inspect", str(copied))
-    assert (outcome.code, "refers to weights outside itself" in outcome.err) == (4, True)
+    assert (outcome.code, "which is outside of it; do not use this package" in outcome.err) == (4, True)
+
+
+def test_a_manifest_without_a_root_model_is_named(run: Run, copied: Path) -> None:
+    (copied / "Manifest.json").write_text('{"rootModelIdentifier": "gone", "itemInfoEntries": []}', encoding="utf-8")
+    outcome = run("inspect", str(copied))
+    assert (outcome.code, "Manifest.json: names no root model" in outcome.err) == (4, True)
+
+
+def test_coremltools_itself_is_not_imported_and_prints_nothing(package: Path) -> None:
+    script = (
+        "import sys; from exporter.cli import main; sys.argv = ['slm-export', 'verify', sys.argv[1], '--json']; main(); "
+        "assert 'coremltools' not in sys.modules"
+    )
+    outcome = subprocess.run([sys.executable, "-c", script, package], capture_output=True, text=True, check=False)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+    assert json.loads(outcome.stdout)["blobs"] == 1
+
+
+def test_a_missing_coremltools_is_named(run: Run, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_messages.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    outcome = run("inspect", str(package))
+    model_messages.cache_clear()
+    assert outcome.code == 6
+    assert "coremltools is not installed; pip install 'slm-export[coreml]'" in outcome.err
+
+
+def test_an_index_that_a_table_does_not_have_names_the_operator(tmp_path: Path) -> None:
+    table = np.zeros((4, 2), np.float32)
+    path = save_program(tmp_path, lambda ids: mb.gather(x=table, indices=ids, name="rows"), {"ids": ((1,), "int32")})
+    with pytest.raises(GateFailed, match=r"function main: gather rows failed: .*; check the inputs"):
+        Interpreter.open(path).run("main", {"ids": [4]})
 
 
 def test_a_program_that_contradicts_its_types_is_named(copied: Path, run: Run) -> None:
-    from exporter.targets.coreml.interpreter.schema import model_messages
-
     path = data(copied) / "model.mlmodel"
     model = model_messages()[0].Model()
     model.ParseFromString(path.read_bytes())
