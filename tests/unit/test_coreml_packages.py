@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import Run
-from coreml_programs import mb, save_program
+from coreml_programs import ct, mb, save_program
+
+from coremltools.converters.mil.mil.types.type_int import np_int4_dtype  # isort: skip
 
 from exporter.errors import GateFailed, UsageError
+from exporter.targets.coreml.audit import blobs, duplicate_bytes
 from exporter.targets.coreml.interpreter.machine import Interpreter, Precision
 from exporter.targets.coreml.interpreter.schema import model_messages
 
@@ -241,6 +245,50 @@ def test_a_state_is_updated_in_the_arrays_that_were_given(package: Path) -> None
     np.testing.assert_allclose(array, second)
     np.testing.assert_allclose(second, 2 * first, rtol=1e-6)
     np.testing.assert_allclose(first, np.log(one @ TABLE.astype(np.float32) + 1), rtol=1e-5)
+
+
+def test_functions_share_states_blobs_and_expanded_weights(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-8, 8, (WIDTH, WIDTH)).astype(np_int4_dtype)
+    scale = rng.random((WIDTH, 1)).astype(np.float16)
+
+    def append(x: Any, total: Any, position: Any) -> Any:
+        """Writes x times a matrix into row `position` of the state, and gives the sum of all rows."""
+        weight = mb.constexpr_blockwise_shift_scale(data=codes, scale=scale, name="weight")
+        zero, one = np.zeros(1, np.int32), np.int32([WIDTH])
+        begin = mb.concat(values=[position, zero], axis=0)
+        end = mb.concat(values=[mb.add(x=position, y=np.int32(x.shape[0])), one], axis=0)
+        rows = mb.slice_update(x=mb.read_state(input=total), update=mb.linear(x=x, weight=weight), begin=begin, end=end)
+        return mb.reduce_sum(x=mb.coreml_update_state(state=total, value=rows), axes=[0], name="y")
+
+    descriptor = ct.utils.MultiFunctionDescriptor()
+    for name, count in (("decode", 1), ("prefill", 2)):
+        inputs = {"x": ((count, WIDTH), "float16"), "position": ((1,), "int32")}
+        half = ct.precision.FLOAT16
+        path = save_program(
+            tmp_path, append, inputs, {"total": (4, WIDTH)}, ct.PassPipeline.DEFAULT, name, precision=half
+        )
+        descriptor.add_function(str(path), "main", name)
+    descriptor.default_function_name = "decode"
+    ct.utils.save_multifunction(descriptor, str(tmp_path / "both.mlpackage"))
+
+    machine = Interpreter.open(tmp_path / "both.mlpackage")
+    state, x = machine.make_state(), rng.standard_normal((3, WIDTH)).astype(np.float16).astype(np.float32)
+    machine.run("prefill", {"x": x[:2], "position": [0]}, state)
+    total = machine.run("decode", {"x": x[2:], "position": [2]}, state)["y"]
+    weight = codes.astype(np.float32) * scale.astype(np.float32)
+    np.testing.assert_allclose(total, (x @ weight.T).sum(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(state["total"][:3], x @ weight.T, rtol=1e-4, atol=1e-4)
+    kept = {
+        id(value)
+        for compiled in machine._compiled.values()
+        for value in compiled.registers
+        if isinstance(value, torch.Tensor) and value.shape == weight.shape
+    }
+    assert len(kept) == 1
+    found = blobs(machine.package)
+    assert {blob.functions for blob in found if blob.bytes >= WIDTH} == {("decode", "prefill")}
+    assert duplicate_bytes(found) == 0
 
 
 def test_an_output_stays_what_it_was_when_the_state_moves_on(package: Path) -> None:
