@@ -291,6 +291,17 @@ def test_functions_share_states_blobs_and_expanded_weights(tmp_path: Path) -> No
     assert duplicate_bytes(found) == 0
 
 
+def test_every_value_is_freed_after_its_last_reader(package: Path) -> None:
+    machine = Interpreter.open(package)
+    compiled, signature = machine._compiled["main"], machine.functions["main"]
+    registers = compiled.registers.copy()
+    machine._fill_inputs(registers, compiled, signature, {"x": np.zeros((1, WIDTH))})
+    machine._fill_states(registers, compiled, signature, machine.make_state())
+    machine._execute(compiled, registers, check=False)
+    made = {number for step in compiled.steps for number in step.results} | set(compiled.inputs.values())
+    assert {number for number in made if registers[number] is not None} == set(compiled.outputs.values())
+
+
 def test_an_output_stays_what_it_was_when_the_state_moves_on(package: Path) -> None:
     machine = Interpreter.open(package)
     state, one = machine.make_state(), np.ones((1, WIDTH), np.float32)
