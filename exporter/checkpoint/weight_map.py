@@ -72,9 +72,9 @@ class WeightMap:
     former: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(names: dict[str, str], prefix: str = "model.") -> WeightMap:
+    def of(names: dict[str, str], prefix: str = "model.", former: dict[str, str] | None = None) -> WeightMap:
         """Weights that are whole tensors."""
-        return WeightMap({name: Source(tensor) for name, tensor in names.items()}, prefix)
+        return WeightMap({name: Source(tensor) for name, tensor in names.items()}, prefix, former or {})
 
     def source(self, name: str) -> Source:
         """Where a weight lies, by its canonical name with the layer's number."""
