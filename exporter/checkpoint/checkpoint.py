@@ -108,11 +108,9 @@ def open_checkpoint(folder: Path, adapter: Path | None = None) -> Checkpoint:
 
 
 def _find_source(family: Family, config: Config, tensors: TensorFolder, name: str) -> Source:
-    """A checkpoint of the bare decoder names its tensors without the prefix."""
-    weights = family.weights(config)
-    source = weights.source(name)
-    bare = source.tensor.removeprefix(weights.prefix)
-    return replace(source, tensor=bare) if source.tensor not in tensors and bare in tensors else source
+    """The first of a weight's names that the files have, else the usual one."""
+    candidates = family.weights(config).candidates(name)
+    return next((source for source in candidates if source.tensor in tensors), candidates[0])
 
 
 def _check_tie(checkpoint: Checkpoint) -> None:

@@ -7,7 +7,7 @@ of that is undone while it is read, so that no target knows of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the plan knows families and must stay free of torch
@@ -78,16 +78,18 @@ class Source:
 class WeightMap:
     """Sources by canonical name, layers without their number: "layers.attention.query". A bias is found beside its matrix or gain.
 
-    `prefix` begins the tensors' names in a checkpoint of a language model; one saved from the bare decoder lacks it.
+    `prefix` begins the tensors' names in a checkpoint of a language model; one saved from the bare decoder lacks it. `former` holds
+    what older checkpoints call a tensor.
     """
 
     sources: dict[str, Source]
     prefix: str = "model."
+    former: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(names: dict[str, str], prefix: str = "model.") -> WeightMap:
+    def of(names: dict[str, str], prefix: str = "model.", former: dict[str, str] | None = None) -> WeightMap:
         """Weights that are whole tensors."""
-        return WeightMap({name: Source(tensor) for name, tensor in names.items()}, prefix)
+        return WeightMap({name: Source(tensor) for name, tensor in names.items()}, prefix, former or {})
 
     def source(self, name: str) -> Source:
         """Where a weight lies, by its canonical name with the layer's number."""
@@ -100,6 +102,12 @@ class WeightMap:
     def including(self, sources: dict[str, Source]) -> WeightMap:
         """The same map with more sources, or others."""
         return replace(self, sources=self.sources | sources)
+
+    def candidates(self, name: str) -> tuple[Source, ...]:
+        """Every way in which a checkpoint may name the tensor of a weight, the usual one first."""
+        source = self.source(name)
+        tensors = (source.tensor, source.tensor.removeprefix(self.prefix), self.former.get(source.tensor))
+        return tuple(replace(source, tensor=tensor) for tensor in tensors if tensor is not None)
 
     def changed(self, names: Iterable[str], **changes: object) -> WeightMap:
         """The same map with these fields of some sources changed."""

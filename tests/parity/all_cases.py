@@ -24,6 +24,7 @@ FULLEST = {
     "smollm3": "smollm3-windows",
     "stablelm": "stablelm",
     "gpt2": "gpt2",
+    "gpt_neox": "gpt_neox",
     "falcon": "falcon-sequential-alibi",
     "mpt": "mpt",
     "bloom": "bloom",

@@ -8,7 +8,7 @@ from family_cases import ALL_WINDOWED, Case, rope
 from gemma_cases import layer_norms, whole
 from random_checkpoint import CONTEXT, VOCABULARY
 from spec_faults import attention, feed_forward, norm_eps, rotary
-from transformers import BloomConfig, FalconConfig, GPT2Config, MptConfig
+from transformers import BloomConfig, FalconConfig, GPT2Config, GPTNeoXConfig, MptConfig
 
 from exporter.decoder.spec import Activation
 
@@ -21,6 +21,11 @@ def gpt2(**changes: Any) -> GPT2Config:
 def falcon(**changes: Any) -> FalconConfig:
     shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
     return FalconConfig(**shape | {"max_position_embeddings": CONTEXT} | changes)
+
+
+def gpt_neox(**changes: Any) -> GPTNeoXConfig:
+    shape = {"hidden_size": 64, "intermediate_size": 72, "num_hidden_layers": 4, "num_attention_heads": 4}
+    return GPTNeoXConfig(**{"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT} | shape | changes)
 
 
 def mpt(**changes: Any) -> MptConfig:
@@ -74,6 +79,21 @@ GPT_CASES = {
         falcon(alibi=True, parallel_attn=False, multi_query=False, bias=True, activation="relu"),
         {"no slopes": attention(distance_slopes=None), "parallel": layer_norms(parallel=True)},
         implementation="sdpa",  # the other one adds what distance makes of the scores twice
+    ),
+    "gpt_neox": Case(
+        gpt_neox(),
+        {
+            "one after the other": layer_norms(parallel=False),
+            "whole heads": rotary(dimensions=16),
+            "shared norm": layer_norms(feed_forward_norm=None),
+            "no bias": attention(query_key_value_bias=False),
+        },
+    ),
+    "gpt_neox-sequential-former-names": Case(
+        gpt_neox(use_parallel_residual=False, attention_bias=False, hidden_act="gelu_new", layer_norm_eps=0.1),
+        {"parallel": layer_norms(parallel=True), "quarter": rotary(dimensions=4), "usual eps": norm_eps(1e-5)},
+        ("rope_parameters",),
+        {"rotary_pct": 0.5, "rotary_emb_base": 500},
     ),
     "mpt": Case(
         mpt(attn_config={"softmax_scale": 0.5}, layer_norm_epsilon=0.1),

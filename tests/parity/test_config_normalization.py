@@ -16,6 +16,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -118,8 +119,11 @@ BLOCKS = {
     "activation": "relu",
     "max_position_embeddings": 8192,
 }
+UNGROUPED = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
+SEQUENTIAL = {"layer_norm_eps": 1e-3, "use_parallel_residual": False, "attention_bias": False}
 CONFIGS |= {
     "gpt2": GPT2Config(**UNTIED, **SCALES, n_embd=96, n_layer=3, n_head=12, n_positions=77, activation_function="relu"),
+    "gpt_neox": GPTNeoXConfig(**UNGROUPED, **WITHOUT_NORM, **SEQUENTIAL),
     "falcon": FalconConfig(**UNTIED, **BLOCKS),
     "mpt": MptConfig(**UNTIED, d_model=96, n_layers=3, n_heads=12, max_seq_len=77, attn_config={"softmax_scale": 0.5}),
     "bloom": BloomConfig(**UNTIED, hidden_size=96, n_layer=3, n_head=12, seq_length=77),
@@ -139,6 +143,7 @@ OPTIONAL = {
     "phi": (*WITHOUT_NORM, "layer_norm_eps", "qk_layernorm", "num_key_value_heads"),
     "stablelm": (*WITHOUT_NORM, *PARALLEL),
     "gpt2": (*UNTIED, *SCALES, "n_embd", "n_layer", "n_head", "n_positions", "activation_function"),
+    "gpt_neox": (*(WITHOUT_NORM.keys() - {"hidden_act"}), *SEQUENTIAL),
     "falcon": (*UNTIED, *BLOCKS),
     "mpt": (*UNTIED, "d_model", "n_layers", "n_heads", "max_seq_len", "attn_config"),
     "bloom": (*UNTIED, "hidden_size", "n_layer", "n_head"),

@@ -44,6 +44,7 @@ WEIGHED = [
     "phi",
     "stablelm",
     "gpt2",
+    "gpt_neox",
     "falcon-new-architecture",
     "mpt",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from all_cases import CASES
 from random_checkpoint import (
     CHUNKS,
     PREFILL,
@@ -79,3 +80,15 @@ def test_half_precision_checkpoint_reads_as_transformers_in_float32(
     token_ids = random_tokens(PREFILL)
     ours = decoder_logits(checkpoint.spec, checkpoint, token_ids, CHUNKS)
     assert largest_error(ours, reference_logits(reference, token_ids)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "llama-tied"])
+def test_checkpoint_of_the_bare_decoder_gives_the_logits_of_transformers(tmp_path: Path, name: str) -> None:
+    """GPT-2 and BLOOM are published so: no tensor's name begins with the name of the decoder."""
+    model = random_model(CASES[name].config)
+    model.base_model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert not any(file.startswith(("transformer.", "model.")) for file in checkpoint.tensors.files)
+    token_ids = random_tokens(PREFILL)
+    theirs = reference_logits(model, token_ids)
+    assert largest_error(decoder_logits(checkpoint.spec, checkpoint, token_ids, CHUNKS), theirs) < TOLERANCE

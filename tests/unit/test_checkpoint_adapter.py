@@ -207,3 +207,14 @@ def test_an_adapter_over_shards_equals_one_over_a_single_file(tmp_path: Path) ->
         write_tensors(tmp_path / name, tensors, shards)
     single, sharded = (open_checkpoint(tmp_path / name, adapter) for name in ("single", "sharded"))
     assert torch.equal(single.weight("layers.0.attention.query"), sharded.weight("layers.0.attention.query"))
+
+
+def test_an_adapter_of_a_fused_tensor_reaches_every_weight_in_it(tmp_path: Path) -> None:
+    config = tiny_config("phi3", tied=False, original_max_position_embeddings=512)
+    tensors, module = tiny_tensors(config), "model.layers.0.self_attn.qkv_proj"
+    pair = {f"{module}.lora_A.weight": torch.randn(2, 32), f"{module}.lora_B.weight": torch.randn(64, 2)}
+    folder = write_checkpoint(tmp_path / "base", config, tensors)
+    merged = open_checkpoint(folder, write_adapter(tmp_path / "adapter", pair))
+    whole = tensors[f"{module}.weight"] + 8 / 2 * pair[f"{module}.lora_B.weight"] @ pair[f"{module}.lora_A.weight"]
+    parts = [merged.weight(f"layers.0.attention.{name}") for name in ("query", "key", "value")]
+    torch.testing.assert_close(torch.cat(parts), whole)

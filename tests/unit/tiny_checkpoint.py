@@ -66,13 +66,16 @@ def tensor_names(config: dict[str, Any]) -> dict[str, str]:
 
 def tiny_tensors(config: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensors:
     """Random weights by checkpoint tensor name: norms near one, the rest near zero."""
-    random, names = torch.Generator().manual_seed(seed), tensor_names(config)
-    tensors = {}
+    random, weights = torch.Generator().manual_seed(seed), find_family(Config(config)).weights(Config(config))
+    tensors: Tensors = {}
     for weight in decoder_weights(spec_of(config)):
-        values = torch.randn(weight.shape, generator=random) * 0.1
+        source = weights.source(weight.name)
+        if source.tensor in tensors:
+            continue  # one of several weights in a fused tensor
+        values = torch.randn(source.stored_shape(weight.shape), generator=random) * 0.1
         if weight.kind is WeightKind.VECTOR and not weight.name.endswith(".bias"):
             values += 1
-        tensors[names[weight.name]] = values.to(dtype)
+        tensors[source.tensor] = values.to(dtype)
     return tensors
 
 

@@ -289,6 +289,9 @@ def _add_parameters(wrapper: qnn.PyQnnOpWrapper, operation: Operation) -> None:
         _tensor_parameter(wrapper, "pad_amount", [[0, 0], [0, 0]])
         _tensor_parameter(wrapper, "dilation", [1, 1])
         _scalar_parameter(wrapper, "group", np.uint32(1))
+    elif operation.kind == "ReduceMean":
+        _tensor_parameter(wrapper, "axes", [rank - 1])
+        _scalar_parameter(wrapper, "keep_dims", np.bool_(True))
     elif operation.kind == "RmsNorm":
         _scalar_parameter(wrapper, "epsilon", np.float32(parameters["epsilon"]))
         _tensor_parameter(wrapper, "axes", [rank - 1])
@@ -318,6 +321,7 @@ _SCALAR_TYPES: dict[Any, Any] = {
     np.dtype(np.uint32): _DATA.QNN_DATATYPE_UINT_32,
     np.dtype(np.int32): _DATA.QNN_DATATYPE_INT_32,
     np.dtype(np.float32): _DATA.QNN_DATATYPE_FLOAT_32,
+    np.dtype(np.bool_): _DATA.QNN_DATATYPE_BOOL_8,
 }
 
 

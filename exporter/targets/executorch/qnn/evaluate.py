@@ -87,6 +87,7 @@ def _softmax(operation: Operation, operands: list[torch.Tensor]) -> torch.Tensor
 _EVALUATE: dict[str, Callable[[Operation, list[torch.Tensor]], torch.Tensor]] = {
     "Conv2d": _convolution,
     "RmsNorm": _rms_norm,
+    "ReduceMean": lambda operation, operands: operands[0].mean(-1, keepdim=True),
     "StridedSlice": _slice,
     "Softmax": _softmax,
     "MatMul": lambda operation, operands: operands[0] @ operands[1],

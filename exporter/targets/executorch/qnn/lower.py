@@ -21,7 +21,7 @@ from exporter.child import Emit
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.forward import decode_chunk
 from exporter.decoder.rotary import inverse_frequencies
-from exporter.decoder.spec import EMBEDDING
+from exporter.decoder.spec import EMBEDDING, rotary_settings
 from exporter.errors import GateFailed
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.targets.base import Delegation, LowerOutcome
@@ -110,8 +110,7 @@ def host_layout(decoder: QuantizedDecoder, logits: Encoding) -> HostLayout:
                 constants.value.zero,
             )
         )
-    rotary = spec.layers[0].attention.rotary
-    frequencies = tuple(inverse_frequencies(rotary).tolist()) if rotary else ()
+    frequencies = tuple(step for rotary in rotary_settings(spec) for step in inverse_frequencies(rotary).tolist())
     return HostLayout(
         decoder.context,
         decoder.chunk,

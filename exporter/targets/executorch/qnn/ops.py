@@ -14,7 +14,7 @@ import torch
 
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.rotary import attention_factor
-from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
+from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec, rotary_settings
 from exporter.decoder.weights import DecoderWeights
 from exporter.errors import PlanRefused
 from exporter.quantize.formats import KvFormat
@@ -70,7 +70,15 @@ class QnnOps:
         )
 
     def layer_norm(self, value: Value, gain: str, norm: NormSpec) -> Value:
-        raise refused("layer normalization")
+        """The HTP refuses LayerNorm with a 16-bit gain; with the mean taken off before, its RmsNorm is the same."""
+        mean = self._inner(f"{gain}_mean", (*value.shape[:-1], 1))
+        self.graph.add("ReduceMean", mean, value)
+        centered = self._binary("ElementWiseSubtract", f"{gain}_centered", value.shape, value, mean)
+        normed = self.rms_norm(centered, gain, norm)
+        if not norm.bias:
+            return normed
+        offset = Constant(f"{gain}_bias", self.weights.dense(f"{gain}.bias"))
+        return self._binary("ElementWiseAdd", f"{gain}_biased", value.shape, normed, offset)
 
     def split_heads(self, value: Value, heads: int) -> Value:
         shape = (1, self.chunk, heads, value.shape[-1] // heads)
@@ -174,8 +182,7 @@ class QnnOps:
                 "hidden", (1, 1, self.chunk, self.spec.hidden_size), Role.INPUT, Storage.UINT16, self._hidden_encoding
             )
         )
-        rotary = next((layer.attention.rotary for layer in self.spec.layers if layer.attention.rotary), None)
-        if rotary is not None:
+        for rotary in rotary_settings(self.spec):  # one, or none: the plan refuses more
             shape, encoding = (1, self.chunk, 1, rotary.dimensions // 2), rotary_encoding(rotary)
             self._cosine = self.graph.add_input(Value("cosine", shape, Role.INPUT, Storage.UINT16, encoding))
             self._sine = self.graph.add_input(Value("sine", shape, Role.INPUT, Storage.UINT16, encoding))

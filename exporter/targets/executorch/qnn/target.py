@@ -7,7 +7,7 @@ import difflib
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
-from exporter.decoder.spec import Activation, DecoderSpec, NormKind, rotary_settings
+from exporter.decoder.spec import Activation, DecoderSpec, rotary_settings
 from exporter.errors import ToolchainMissing
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSettings
 from exporter.recipe import Recipe
@@ -144,7 +144,6 @@ def _spec_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
 def _unsupported(spec: DecoderSpec) -> list[tuple[bool, str, str]]:
     """Whether the model has it, what the graph for the HTP does not express, and the nearest that works."""
     attentions = [layer.attention for layer in spec.layers]
-    norms = [spec.final_norm, *(layer.attention_norm for layer in spec.layers)]
     return [
         (
             len(rotary_settings(spec)) > 1,
@@ -152,9 +151,9 @@ def _unsupported(spec: DecoderSpec) -> list[tuple[bool, str, str]]:
             "a model whose layers share one setting",
         ),
         (
-            any(attention.rotary is None for attention in attentions),
-            "layers without rotary embedding are",
-            "a model with rotary embedding in every layer",
+            not rotary_settings(spec),
+            "a model without rotary embedding in any layer is",
+            "a model with rotary embedding",
         ),
         (
             any(attention.score_cap is not None for attention in attentions),
@@ -164,11 +163,6 @@ def _unsupported(spec: DecoderSpec) -> list[tuple[bool, str, str]]:
         (
             any(attention.distance_slopes is not None for attention in attentions),
             "attention biased by distance (ALiBi) is",
-            OTHER_TARGET,
-        ),
-        (
-            any(norm.kind is NormKind.LAYER for norm in norms if norm is not None),
-            "layer normalization is",
             OTHER_TARGET,
         ),
         (spec.learned_positions > 0, "a table of learned positions is", OTHER_TARGET),
