@@ -13,7 +13,20 @@ from doc_pages import REPORT_PAGE, REPOSITORY, WRITTEN, code_spans, page_name
 
 from exporter.recipe import load_recipe
 
-FILE_ENDINGS = (".onnx", ".data", ".pte", ".py", ".json", ".yaml", ".md", ".txt", ".safetensors")
+FILE_ENDINGS = (
+    ".onnx",
+    ".mlpackage",
+    ".mlmodel",
+    ".bin",
+    ".data",
+    ".pte",
+    ".py",
+    ".json",
+    ".yaml",
+    ".md",
+    ".txt",
+    ".safetensors",
+)
 
 
 @functools.cache
@@ -34,7 +47,11 @@ def example_report() -> dict[str, Any]:
     target = find_target(recipe.target.kind)
     plan = plan_export(REPOSITORY / "examples" / "model", recipe)
     result = zeros(
-        VerificationResult, parity=zeros(ParityFigures), ring_wraps=(0.0,), gates=[Gate("parity.mean_kl", 0.0, None)]
+        VerificationResult,
+        parity=zeros(ParityFigures),
+        exact=zeros(ParityFigures),
+        ring_wraps=(0.0,),
+        gates=[Gate("parity.mean_kl", 0.0, None)],
     )
     evaluation = EvaluationSet("text.txt", [], 0, 0, 1.0, 1.0)
     outcome = LowerOutcome((), 0, Delegation(1.0, {"prefill": 1, "decode": 1}, ()), 0, plan.slots_per_layer, {})
@@ -63,10 +80,11 @@ def documented_keys(text: str) -> set[str]:
 
 def target_notes() -> set[str]:
     """Names of the figures that targets add to the section `artifact`."""
+    from exporter.targets.coreml.decoder_audit import CoreMlFigures
     from exporter.targets.executorch.qnn.lower import QnnFigures
     from exporter.targets.onnx.lower import OnnxFigures
 
-    return {field.name for kind in (QnnFigures, OnnxFigures) for field in dataclasses.fields(kind)}
+    return {field.name for kind in (QnnFigures, OnnxFigures, CoreMlFigures) for field in dataclasses.fields(kind)}
 
 
 @functools.cache
