@@ -111,5 +111,16 @@ def test_an_export_names_the_bundled_example_when_no_model_is_given(run: Run, tm
 def test_help_lists_every_command(run: Run) -> None:
     outcome = run("--help")
     assert outcome.code == 0
-    for word in ("plan", "verify", "generate", "doctor", "recipes", "--recipe", "--force", "--set", "--json"):
+    for word in (
+        "plan",
+        "verify",
+        "inspect",
+        "generate",
+        "doctor",
+        "recipes",
+        "--recipe",
+        "--force",
+        "--set",
+        "--json",
+    ):
         assert word in outcome.out

@@ -16,6 +16,7 @@ EXIT_CODES = {
     "RecipeError": 2,
     "CheckpointError": 2,
     "PlanRefused": 3,
+    "OperatorsLacking": 3,
     "GateFailed": 4,
     "BudgetExceeded": 5,
     "ToolchainMissing": 6,

@@ -129,19 +129,11 @@ class _Compiler:
             return self._node(operation, Role.WRITE, Kernel(_overwrite, (), Effect.VIEWS), pair, None)
         call = self._call(operation)
         kernel = OPERATORS.get(operation.operator)(call)
-        operands = [self._register(item) for name in kernel.operands for item in operation.inputs.get(name, ())]
-        if any(len(operation.inputs.get(name, ())) != 1 for name in kernel.operands):
-            operands = self._spread(operation, kernel)
-        role = Role.UPDATE if operation.operator == SLICE_UPDATE else Role.COMPUTE
-        return self._node(operation, role, kernel, tuple(operands), call)
-
-    def _spread(self, operation: Operation, kernel: Kernel) -> list[int]:
-        """Operands where a parameter is absent or is a list."""
         operands: list[int] = []
         for name in kernel.operands:
-            arguments = operation.inputs.get(name, ())
-            operands += [self._register(item) for item in arguments] or [ABSENT]
-        return operands
+            operands += [self._register(item) for item in operation.inputs.get(name, ())] or [ABSENT]
+        role = Role.UPDATE if operation.operator == SLICE_UPDATE else Role.COMPUTE
+        return self._node(operation, role, kernel, tuple(operands), call)
 
     def _call(self, operation: Operation) -> Call:
         constants = {

@@ -18,9 +18,11 @@ from exporter.targets.coreml.interpreter.package import Package
 from exporter.targets.coreml.interpreter.precision import Precision, rounded
 from exporter.targets.coreml.interpreter.program import Program
 from exporter.targets.coreml.interpreter.signature import Signature, as_input, check_names
-from exporter.targets.coreml.interpreter.types import ElementType
+from exporter.targets.coreml.interpreter.types import ElementType, TensorType
 
 __all__ = ["Interpreter", "Precision", "lacking_operators", "operators"]
+
+DAMAGED_STEP = "convert it again; do not ship this package"
 
 State = dict[str, np.ndarray]
 """What a conversation keeps: float32 arrays for states of type fp16, by name."""
@@ -36,7 +38,10 @@ class Interpreter:
         """Raises OperatorsLacking before a weight is read, GateFailed when the package is broken."""
         lacking = lacking_operators(package.program)
         if lacking:
-            raise OperatorsLacking(f"{package.path}: the interpreter lacks {_lacking_text(lacking)}")
+            raise OperatorsLacking(
+                f"{package.path}: the interpreter lacks {_lacking_text(lacking)}",
+                "run it with Core ML itself, or convert it without them",
+            )
         self.package, self.precision = package, precision
         pool = ConstantPool(package, precision)
         self._compiled: dict[str, CompiledFunction] = {}
@@ -44,6 +49,7 @@ class Interpreter:
         for name, function in package.program.functions.items():
             self._compiled[name] = compile_function(function, FunctionConstants(function, pool), precision)
             self.functions[name] = Signature.of(function)
+        self._states = self._shared_states()
         self._checked: set[str] = set()
 
     @staticmethod
@@ -53,10 +59,10 @@ class Interpreter:
 
     def make_state(self) -> State:
         """Zeros for every state of every function; functions share states of the same name."""
-        states = {
-            name: declared for signature in self.functions.values() for name, declared in signature.states.items()
+        return {
+            name: np.zeros([size or 0 for size in declared.shape], np.float32)
+            for name, declared in self._states.items()
         }
-        return {name: np.zeros([size or 0 for size in declared.shape], np.float32) for name, declared in states.items()}
 
     @torch.inference_mode()
     def run(self, function: str, inputs: Mapping[str, Any], state: State | None = None) -> dict[str, np.ndarray]:
@@ -81,6 +87,15 @@ class Interpreter:
             outputs[name] = (value.clone() if name in compiled.shared_outputs else value).numpy()
         return outputs
 
+    def _shared_states(self) -> dict[str, TensorType]:
+        states: dict[str, TensorType] = {}
+        for function, signature in self.functions.items():
+            for name, declared in signature.states.items():
+                if states.setdefault(name, declared) != declared:
+                    problem = f"state {name} is {declared} in function {function} and {states[name]} in another"
+                    raise GateFailed(f"{self.package.path}: {problem}", DAMAGED_STEP)
+        return states
+
     def _fill_inputs(
         self, registers: list[Any], compiled: CompiledFunction, signature: Signature, inputs: Mapping[str, Any]
     ) -> None:
@@ -103,22 +118,23 @@ class Interpreter:
 
     def _execute(self, compiled: CompiledFunction, registers: list[Any], check: bool) -> None:
         """Runs the steps. With `check`, every result is compared with the type that the program declares for it."""
-        step: Step | None = None
-        try:
-            for step in compiled.steps:
+        for step in compiled.steps:
+            try:
                 result = step.run(*[registers[number] for number in step.operands])
-                if len(step.results) == 1:
-                    registers[step.results[0]] = result
-                else:
-                    for number, part in zip(step.results, result or (), strict=True):
-                        registers[number] = part
-                if check:
-                    self._check(compiled, step, registers)
-                for number in step.dead:
-                    registers[number] = None
-        except (RuntimeError, IndexError, TypeError, ValueError) as fault:
-            assert step is not None
-            raise self._fault(compiled, step, f"failed: {str(fault).splitlines()[0]}") from fault
+            except (RuntimeError, IndexError, TypeError, ValueError) as fault:
+                problem = str(fault).splitlines()[0]
+                raise self._fault(
+                    compiled, step, f"failed: {problem}", "check the inputs, or convert it again"
+                ) from fault
+            if len(step.results) == 1:
+                registers[step.results[0]] = result
+            else:
+                for number, part in zip(step.results, result or (), strict=True):
+                    registers[number] = part
+            if check:
+                self._check(compiled, step, registers)
+            for number in step.dead:
+                registers[number] = None
 
     def _check(self, compiled: CompiledFunction, step: Step, registers: list[Any]) -> None:
         for declared, number in zip(step.operation.results, step.results, strict=True):
@@ -131,11 +147,11 @@ class Interpreter:
                     compiled, step, f"{declared.name} is declared {declared.type} and came out as {value.dtype}"
                 )
 
-    def _fault(self, compiled: CompiledFunction, step: Step, problem: str) -> GateFailed:
+    def _fault(self, compiled: CompiledFunction, step: Step, problem: str, next_step: str = DAMAGED_STEP) -> GateFailed:
         where = (
             f"{self.package.path}: function {compiled.function.name}: {step.operation.operator} {step.operation.name}"
         )
-        return GateFailed(f"{where} {problem}", "convert it again; do not ship this package")
+        return GateFailed(f"{where} {problem}", next_step)
 
 
 def lacking_operators(program: Program) -> dict[str, dict[str, int]]:

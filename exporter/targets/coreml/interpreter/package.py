@@ -13,6 +13,7 @@ from exporter.targets.coreml.interpreter.storage import WeightFile
 SUFFIX = ".mlpackage"
 MANIFEST_FILE = "Manifest.json"
 ROOT_KEY, ENTRIES_KEY = "rootModelIdentifier", "itemInfoEntries"
+DATA_FOLDER = "Data"
 MODEL_FOLDER_PREFIX = "@model_path/"
 NOT_A_PACKAGE_STEP = "pass the .mlpackage folder of an ML Program"
 
@@ -60,11 +61,7 @@ class Package:
     def weight_file(self, reference: BlobReference) -> WeightFile:
         if reference.file not in self._weights:
             path = self.model_file.parent / reference.file.removeprefix(MODEL_FOLDER_PREFIX)
-            if not path.resolve().is_relative_to(self.path.resolve()):
-                raise GateFailed(
-                    f"{self.path}: refers to weights outside itself ({reference.file})", "do not use this package"
-                )
-            self._weights[reference.file] = WeightFile(path)
+            self._weights[reference.file] = WeightFile(_inside(self.path, path))
         return self._weights[reference.file]
 
 
@@ -76,7 +73,15 @@ def _model_file(path: Path) -> Path:
         raise UsageError(
             f"{path / MANIFEST_FILE}: missing, or not the manifest of a Core ML package", NOT_A_PACKAGE_STEP
         )
-    entry = manifest.get(ENTRIES_KEY, {}).get(manifest[ROOT_KEY], {})
-    if "path" not in entry:
+    entries = manifest.get(ENTRIES_KEY)
+    entry = entries.get(manifest[ROOT_KEY]) if isinstance(entries, dict) else None
+    if not isinstance(entry, dict) or "path" not in entry:
         raise GateFailed(f"{path / MANIFEST_FILE}: names no root model", "copy the whole package again")
-    return path / "Data" / entry["path"]
+    return _inside(path, path / DATA_FOLDER / str(entry["path"]))
+
+
+def _inside(folder: Path, file: Path) -> Path:
+    """`file`, which a package names, and which must not lead out of it."""
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise GateFailed(f"{folder}: refers to {file}, which is outside of it", "do not use this package")
+    return file

@@ -154,7 +154,7 @@ class _Walk:
         """In place in a state: only of the whole state, and only when the very next thing done to it is to write the result."""
         (place, *more) = places
         state = place.owner
-        if more or place.version != self.version[state] or target not in self.whole or place == FIXED:
+        if more or target not in self.whole:
             return False
         touch = next((item for item in self.next_touch[state] if item > index), None)
         if touch is None or self.nodes[touch].role is not Role.WRITE or self.nodes[touch].operands[1] != result:
