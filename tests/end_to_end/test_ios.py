@@ -77,8 +77,8 @@ def test_generate_continues_a_text(slm_export: SlmExport, exported: Path) -> Non
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_an_int4_cache_exports_too(slm_export: SlmExport, tmp_path: Path, recipe: str) -> None:
-    settings = ("--set", "kv_cache.bits=4")
-    slm_export.succeed("--recipe", recipe, *FAST, *settings, "--output", str(tmp_path / "out"))
+    """On all windows: a single one has too few tokens to judge agreement to a percent."""
+    slm_export.succeed("--recipe", recipe, "--set", "kv_cache.bits=4", "--output", str(tmp_path / "out"))
     report = read_json(tmp_path / "out", "report")
     assert report["parity"]["passed"]
     assert report["parity"]["exact"]["mean_kl"] < 1e-5
