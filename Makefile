@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[qnn,onnx,dev]'
+	$(BIN)/pip install --quiet --editable '.[qnn,onnx,coreml,dev]'
 	touch $(STAMP)
 
 demo: setup

@@ -1,6 +1,6 @@
 """What an export costs: processor time and memory of every stage, on a random-weight checkpoint of SmolLM2-135M's shape.
 
-    python -m benchmarks.export_cost [--set calibration.tokens=2048 ...]
+    python -m benchmarks.export_cost [--recipe ios] [--set calibration.tokens=2048 ...]
 
 Random weights have no preferred next token, so gates on agreement and perplexity say nothing and are switched off; the simulator
 runs one short window only, because simulating 135 M parameters costs seconds per token. Quantization runs in full.
@@ -8,6 +8,7 @@ runs one short window only, because simulating 135 M parameters costs seconds pe
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -30,11 +31,14 @@ TARGET_CPU_S, TARGET_PEAK_BYTES = 150.0, 3e9
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="android-npu")
+    arguments, others = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as scratch:
         model, output = Path(scratch) / "model", Path(scratch) / "out"
         write_random_checkpoint(SMOLLM2_135M, model)
-        command = [sys.executable, "-m", "exporter", "--recipe", "android-npu", "--model", str(model)]
-        command += [part for setting in SETTINGS for part in ("--set", setting)] + sys.argv[1:]
+        command = [sys.executable, "-m", "exporter", "--recipe", arguments.recipe, "--model", str(model)]
+        command += [part for setting in SETTINGS for part in ("--set", setting)] + others
         subprocess.run([*command, "--no-resume", "--output", str(output)], check=True)
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     print_figures(report)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -127,17 +126,14 @@ TARGETS: Registry[Target] = Registry("target")
 
 
 def all_targets() -> Registry[Target]:
-    """Every target: each package below this one with a module `target` registers itself when that is imported."""
+    """Every target: each module `target` below this package registers itself when it is imported. No other package is imported beside
+    those that hold one."""
     package = sys.modules[__package__]
-    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=_raise_again):
-        if found.name.endswith(".target"):
-            importlib.import_module(found.name)
+    for folder in map(Path, package.__path__):
+        for file in sorted(folder.rglob("target.py")):
+            parts = file.relative_to(folder).with_suffix("").parts
+            importlib.import_module(".".join((package.__name__, *parts)))
     return TARGETS
-
-
-def _raise_again(name: str) -> None:
-    """pkgutil would leave out a package that fails to import; called while that failure is handled."""
-    raise
 
 
 def find_target(kind: str) -> Target:

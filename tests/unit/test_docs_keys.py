@@ -13,7 +13,20 @@ from doc_pages import REPORT_PAGE, REPOSITORY, WRITTEN, code_spans, page_name
 
 from exporter.recipe import load_recipe
 
-FILE_ENDINGS = (".onnx", ".data", ".pte", ".py", ".json", ".yaml", ".md", ".txt", ".safetensors")
+FILE_ENDINGS = (
+    ".onnx",
+    ".mlpackage",
+    ".mlmodel",
+    ".bin",
+    ".data",
+    ".pte",
+    ".py",
+    ".json",
+    ".yaml",
+    ".md",
+    ".txt",
+    ".safetensors",
+)
 
 
 @functools.cache
@@ -67,10 +80,11 @@ def documented_keys(text: str) -> set[str]:
 
 def target_notes() -> set[str]:
     """Names of the figures that targets add to the section `artifact`."""
+    from exporter.targets.coreml.decoder_audit import CoreMlFigures
     from exporter.targets.executorch.qnn.lower import QnnFigures
     from exporter.targets.onnx.lower import OnnxFigures
 
-    return {field.name for kind in (QnnFigures, OnnxFigures) for field in dataclasses.fields(kind)}
+    return {field.name for kind in (QnnFigures, OnnxFigures, CoreMlFigures) for field in dataclasses.fields(kind)}
 
 
 @functools.cache

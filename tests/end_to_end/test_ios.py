@@ -1,0 +1,95 @@
+"""The bundled trained model as Core ML packages: export, verify, generate, repeat."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.command import FAST, SlmExport, read_json
+
+pytest.importorskip("coremltools", reason="the coreml extra is not installed")
+
+RECIPES = ("ios", "ios-ane")
+
+
+@pytest.fixture(scope="session", params=RECIPES)
+def exported(request: pytest.FixtureRequest, slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp(request.param) / "out"
+    slm_export.succeed("--recipe", request.param, *FAST, "--output", str(output))
+    return output
+
+
+@pytest.fixture
+def report(exported: Path) -> dict:
+    return read_json(exported, "report")
+
+
+def test_every_gate_passes_with_all_rings_wrapped_twice(report: dict) -> None:
+    assert report["parity"]["passed"]
+    assert report["parity"]["exact"]["max_abs_error"] < 1e-4
+    assert report["parity"]["top1_agreement"] >= 0.97
+    assert report["parity"]["mean_kl"] <= 1e-3
+    assert min(wraps for wraps in report["parity"]["ring_wraps_per_layer"] if wraps) > 2
+    assert report["parity"]["obtained"] == "simulated"
+
+
+def test_everything_is_stored_once(report: dict) -> None:
+    artifact = report["artifact"]
+    assert artifact["tied_embedding_stored_once"]
+    assert artifact["duplicate_bytes"] == 0
+    assert artifact["weight_bytes"] < 1.15 * report["plan"]["weight_bytes"]
+    assert artifact["state_writes_per_call"] == 12
+
+
+def test_the_manifest_says_that_no_apple_runtime_took_part(exported: Path) -> None:
+    requirements = read_json(exported, "manifest")["target"]["requirements"]
+    assert requirements["apple_runtime_involved"] is False
+    assert requirements["minimum_deployment_target"] == {"ios": "18.0", "macos": "15.0"}
+
+
+def test_verify_repeats_the_figures_from_files_alone(slm_export: SlmExport, exported: Path, report: dict) -> None:
+    again = json.loads(slm_export.succeed("verify", str(exported), "--json").stdout)
+    assert again["parity"]["mean_kl"] == report["parity"]["mean_kl"]
+    assert again["parity"]["exact"] == report["parity"]["exact"]
+
+
+@pytest.mark.parametrize("name", ["Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"])
+def test_verify_catches_one_changed_byte(slm_export: SlmExport, exported: Path, tmp_path: Path, name: str) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(exported, damaged)
+    file = damaged / "model.mlpackage" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    failed = slm_export.run("verify", str(damaged))
+    assert failed.returncode == 4
+    assert name in failed.stderr
+
+
+def test_generate_continues_a_text(slm_export: SlmExport, exported: Path) -> None:
+    arguments = ("generate", str(exported), "--prompt", "Once upon a time, there was a little", "--max-tokens", "6")
+    text = slm_export.succeed(*arguments).stdout
+    assert text.split()[0].isalpha()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_int4_cache_exports_too(slm_export: SlmExport, tmp_path: Path, recipe: str) -> None:
+    """On all windows: a single one has too few tokens to judge agreement to a percent."""
+    slm_export.succeed("--recipe", recipe, "--set", "kv_cache.bits=4", "--output", str(tmp_path / "out"))
+    report = read_json(tmp_path / "out", "report")
+    assert report["parity"]["passed"]
+    assert report["parity"]["exact"]["mean_kl"] < 1e-5
+    assert report["kv_cache"]["bytes_total"] == 2 * 2 * (2 * 11 + 2) * sum(report["kv_cache"]["slots_per_layer"])
+
+
+@pytest.mark.slow
+def test_a_window_with_sinks_exports_too(slm_export: SlmExport, tmp_path: Path) -> None:
+    settings = ("cache.window=48", "cache.sinks=4", "cache.chunk=16", "gates.perplexity_quantized_percent_max=null")
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    slm_export.succeed("--recipe", "ios", *FAST, *overrides, "--output", str(tmp_path / "out"))
+    report = read_json(tmp_path / "out", "report")
+    assert report["parity"]["exact"]["max_abs_error"] < 1e-4
+    assert max(report["kv_cache"]["slots_per_layer"]) == 80
