@@ -110,26 +110,34 @@ class KvCalibrator:
 
     def _layer(self, index: int, kv_format: KvFormat) -> LayerKvConstants:
         queries, keys, values = self.queries[index], self.keys[index], self.values[index]
+        capped = self.spec.layers[index].attention.score_cap is not None
         if kv_format.scaling is KvScaling.STATIC:
             per_channel = kv_format.per_channel
             return LayerKvConstants(
-                _static(keys, kv_format.bits, per_channel), _static(values, kv_format.bits, per_channel)
+                _static(keys, kv_format.bits, per_channel, centered=not capped),
+                _static(values, kv_format.bits, per_channel),
             )
         if kv_format.scaling is KvScaling.PER_TOKEN and kv_format.bits < 8:
             query_size = queries.root_mean_square.clamp_min(SMALLEST_SPREAD)
             key_balance = (keys.deviation.clamp_min(SMALLEST_SPREAD) / query_size).sqrt()
+            key_center = torch.zeros_like(keys.mean) if capped else keys.mean
             value_balance = values.deviation.clamp_min(SMALLEST_SPREAD).sqrt()
             return LayerKvConstants(
-                ChannelConstants(keys.mean.float(), key_balance.float()),
+                ChannelConstants(key_center.float(), key_balance.float()),
                 ChannelConstants(values.mean.float(), value_balance.float()),
             )
         shape = keys.low.shape
         return LayerKvConstants(ChannelConstants.identity(*shape), ChannelConstants.identity(*shape))
 
 
-def _static(statistics: ChannelStatistics, bits: int, per_channel: bool) -> ChannelConstants:
-    """One scale and zero point for the layer, or each channel's own range mapped onto the codes."""
+def _static(statistics: ChannelStatistics, bits: int, per_channel: bool, centered: bool = True) -> ChannelConstants:
+    """One scale and zero point for the layer, or each channel's own range mapped onto the codes, around zero if not centred."""
     steps = 2**bits - 1
+    if per_channel and not centered:
+        peak = torch.maximum(statistics.high, -statistics.low)
+        floor = (peak.max() / LARGEST_SPREAD_RATIO).clamp_min(SMALLEST_SPREAD)
+        zero = 2 ** (bits - 1)
+        return ChannelConstants(torch.zeros_like(peak).float(), (peak.clamp_min(floor) / (zero - 1)).float(), 1.0, zero)
     if per_channel:
         spread = statistics.high - statistics.low
         floor = (spread.max() / LARGEST_SPREAD_RATIO).clamp_min(SMALLEST_SPREAD)

@@ -14,10 +14,10 @@ from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import load_recipe
 from exporter.targets.base import find_target
 from exporter.verify.parity import compare_logits, window_logits
-from tests.unit.helpers import GraphSession
+from tests.unit.helpers import GraphSession, calibrated_encodings
 
 HTP_CASES = [*FULLEST.values(), "falcon-new-architecture"]
-REFUSED = {"bloom", "falcon-sequential-alibi", "gemma-untied-bias", "gemma2", "gemma3_text", "gpt2", "mpt", "phi"}
+REFUSED = {"bloom", "falcon-sequential-alibi", "gemma3_text", "gpt2", "mpt"}
 """The cases that the HTP cannot carry."""
 KV_FORMAT = KvFormat(8, KvScaling.STATIC, per_channel=True)
 
@@ -36,3 +36,14 @@ def test_a_family_is_refused_or_its_graphs_equal_the_oracle(case: str, tmp_path:
     figures = compare_logits(expected, GraphSession(decoder).run(tokens, decoded=20))
     assert figures.mean_kl < 2e-3
     assert figures.top1_agreement > 0.97
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["gemma2", "stablelm", "phi", "smollm3-windows"])
+def test_sixteen_bit_encodings_keep_the_logits(case: str, tmp_path: Path) -> None:
+    """Caps, layer norms, biases and composed activations with every value rounded as the accelerator holds it."""
+    decoder = quantized_case(CASES[case], tmp_path, KV_FORMAT, ScaleFormat.LPBQ)
+    tokens = random_tokens(90, VOCABULARY, seed=5).tolist()
+    expected = window_logits(decoder.oracle(), decoder.spec, tokens, decoder.chunk)
+    session = GraphSession(decoder, calibrated_encodings(decoder))
+    assert compare_logits(expected, session.run(tokens, decoded=20)).mean_kl < 5e-3

@@ -34,7 +34,7 @@ def test_an_unknown_target_gets_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_refusal_comes_from_config_and_recipe_alone(tmp_path: Path) -> None:
-    write_config(tmp_path, tiny_config(hidden_act="gelu_new"))
+    write_config(tmp_path, tiny_config("smollm3", no_rope_layers=[0, 0]))
     with pytest.raises(PlanRefused):
         plan_export(tmp_path, recipe())
 

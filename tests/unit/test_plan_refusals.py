@@ -44,8 +44,14 @@ def odd_head_dim(spec: DecoderSpec) -> DecoderSpec:
     return replace(spec, layers=tuple(layers))
 
 
-def tanh_gelu(spec: DecoderSpec) -> DecoderSpec:
-    return spec_of(tiny_config(hidden_act="gelu_pytorch_tanh"))
+def learned_positions(spec: DecoderSpec) -> DecoderSpec:
+    return replace(spec, learned_positions=spec.context_limit)
+
+
+def distance_slopes(spec: DecoderSpec) -> DecoderSpec:
+    return with_layer(
+        spec, 1, lambda layer: replace(layer, attention=replace(layer.attention, distance_slopes=(0.5,) * 4))
+    )
 
 
 def unchanged(spec: DecoderSpec) -> DecoderSpec:
@@ -96,7 +102,8 @@ REFUSED = [
 """Refusals that some other recipe avoids."""
 
 REFUSED_MODELS = [
-    pytest.param(tanh_gelu, [], "tanh", "a model with SiLU, ReLU or the exact GELU", id="tanh GELU"),
+    pytest.param(learned_positions, [], "learned positions", "a recipe for ONNX Runtime", id="learned positions"),
+    pytest.param(distance_slopes, [], "ALiBi", "a recipe for ONNX Runtime", id="ALiBi"),
     pytest.param(unequal_rotary, [], "different rotary", "a model whose layers share", id="unequal rotary settings"),
     pytest.param(no_rotary, [], "without rotary", "a model with rotary embedding", id="no rotary embedding"),
 ]
@@ -130,14 +137,14 @@ def test_a_refusal_of_a_model_offers_no_target_that_is_not_there(
 
 def test_every_reason_is_given_at_once() -> None:
     message = refusal(
-        tanh_gelu(spec_of(tiny_config())),
+        learned_positions(spec_of(tiny_config())),
         "target.soc=SM1",
         "weights.scale_format=fp16",
         "kv_cache.bits=16",
         "kv_cache.rotation=true",
         "cache.sinks=4",
     )
-    for reason in ("SM1", "scale_format", "16-bit KV", "rotation", "tanh", "cache.sinks"):
+    for reason in ("SM1", "scale_format", "16-bit KV", "rotation", "learned positions", "cache.sinks"):
         assert reason in message
 
 

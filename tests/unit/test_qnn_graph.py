@@ -28,10 +28,11 @@ from exporter.quantize.formats import KvFormat, KvScaling
 from exporter.quantize.int4 import quantize_nearest
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.qnn.blocks import CHANNEL_MULTIPLE, SMALLEST_BLOCK, kernel_block, kernel_columns
+from exporter.targets.executorch.qnn.boundary import nibble_table, rotary_encoding
 from exporter.targets.executorch.qnn.encodings import MARGIN
 from exporter.targets.executorch.qnn.graph import MOVES_DATA, Constant, Encoding, HtpGraph, Kernel, Storage, Value
 from exporter.targets.executorch.qnn.lower import DECODE, PREFILL, build_graphs
-from exporter.targets.executorch.qnn.ops import QnnOps, nibble_table, rotary_encoding
+from exporter.targets.executorch.qnn.ops import QnnOps
 
 TOKENS, DECODED, CHUNK = 25, 5, 6
 KV_FORMATS = {

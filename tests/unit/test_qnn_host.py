@@ -27,11 +27,11 @@ from exporter.decoder.rotary import cosine_sine, inverse_frequencies
 from exporter.decoder.spec import RotaryScaling, RotaryScalingKind, RotarySpec
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightFormat
 from exporter.quantize.int4 import QuantizedMatrix, quantize_nearest
+from exporter.targets.executorch.qnn.boundary import rotary_encoding
 from exporter.targets.executorch.qnn.driver import EmbeddingTable, QnnDriver
 from exporter.targets.executorch.qnn.graph import Encoding, Storage
 from exporter.targets.executorch.qnn.host import HIDDEN, VISIBLE, Host, HostLayer, HostLayout, KvRing
 from exporter.targets.executorch.qnn.lower import DECODE, PREFILL
-from exporter.targets.executorch.qnn.ops import rotary_encoding
 
 KV_HEADS, HEAD_DIM, VOCAB = 2, 4, 3
 

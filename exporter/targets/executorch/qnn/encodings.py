@@ -86,7 +86,7 @@ def _range_encoding(members: list[str], recorder: RangeRecorder) -> Encoding:
 
 
 def _limit_scores(graph: HtpGraph, recorder: RangeRecorder, groups: dict[str, list[str]]) -> None:
-    """Raw scores share the masked scores' range: nothing below its floor matters."""
+    """Raw scores share the masked scores' range: nothing below its floor matters. Capped ones have an encoding of their own."""
     leader = {name: key for key, members in groups.items() for name in members}
     for operation in graph.operations:
         if operation.kind != "Softmax":
@@ -97,7 +97,8 @@ def _limit_scores(graph: HtpGraph, recorder: RangeRecorder, groups: dict[str, li
         raw = producer.inputs[0]
         assert isinstance(raw, Value)
         for name in groups[leader[raw.name]]:
-            recorder.low[name] = max(recorder.low[name], recorder.low[masked.name])
+            if name in recorder.low:
+                recorder.low[name] = max(recorder.low[name], recorder.low[masked.name])
 
 
 def _mask_encoding(graph: HtpGraph, encodings: dict[str, Encoding]) -> Encoding:

@@ -26,11 +26,12 @@ from exporter.errors import GateFailed
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.targets.base import Delegation, LowerOutcome
 from exporter.targets.executorch.qnn import sdk
+from exporter.targets.executorch.qnn.boundary import mask_name
 from exporter.targets.executorch.qnn.encodings import RangeRecorder, choose_encodings, extend_encodings
 from exporter.targets.executorch.qnn.evaluate import GraphEvaluator
 from exporter.targets.executorch.qnn.graph import Encoding, HtpGraph, Kernel, Storage
 from exporter.targets.executorch.qnn.host import HIDDEN, Host, HostLayer, HostLayout
-from exporter.targets.executorch.qnn.ops import QnnOps, mask_name
+from exporter.targets.executorch.qnn.ops import QnnOps
 
 if TYPE_CHECKING:
     from exporter.targets.executorch.qnn.program import CompiledContext, MethodCalls

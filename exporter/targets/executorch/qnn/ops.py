@@ -10,16 +10,24 @@ The caches, masks and rotary angles are inputs that `host.py` prepares; the chun
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from exporter.decoder.cache import LayerCache
-from exporter.decoder.rotary import attention_factor
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec, rotary_settings
 from exporter.decoder.weights import DecoderWeights
 from exporter.errors import PlanRefused
 from exporter.quantize.formats import KvFormat
 from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 from exporter.targets.executorch.qnn.blocks import kernel_columns
+from exporter.targets.executorch.qnn.boundary import (
+    cache_encoding,
+    code_range,
+    mask_name,
+    nibble_table,
+    rotary_encoding,
+)
 from exporter.targets.executorch.qnn.graph import Constant, Encoding, HtpGraph, Kernel, Role, Storage, Value
 
 
@@ -131,7 +139,11 @@ class QnnOps:
             ],
             3,
         )
-        probabilities = self._masked_softmax(prefix, attention, scores, self.layout[layer])
+        beta = attention.score_scale
+        if attention.score_cap is not None:
+            # cap * tanh(u) and 2 * cap * sigmoid(2 u) differ by a constant, which the softmax takes off
+            scores, beta = self._sigmoid_of(scores, 2 * beta / attention.score_cap), 2 * attention.score_cap
+        probabilities = self._masked_softmax(prefix, attention, beta, scores, self.layout[layer])
         mixed = self._mixed_values(prefix, probabilities, cached_values, new_values, cache_encoding(constants.value))
         by_head = self._reshape(mixed, (1, attention.query_heads, self.chunk, head_dim))
         restored = self._restored(self._transpose(by_head, (0, 2, 1, 3)), constants.value, attention)
@@ -154,6 +166,8 @@ class QnnOps:
             gate = self._inner(f"{value.name}_sigmoid", value.shape, Encoding(Storage.UINT16, 1 / 65535, 0))
             self.graph.add("Sigmoid", gate, value)
             return self._binary("ElementWiseMultiply", f"{value.name}_silu", value.shape, value, gate)
+        if kind is Activation.GELU_TANH:
+            return self._gelu_tanh(value)
         operator = "Relu" if kind is Activation.RELU else "Gelu"
         return self.graph.add(operator, self._inner(f"{value.name}_{kind.value}", value.shape), value)
 
@@ -164,17 +178,48 @@ class QnnOps:
         return self._binary("ElementWiseAdd", f"{right.name}_residual", left.shape, left, right)
 
     def logits(self, value: Value, table: str, bias: str | None = None) -> Value:
-        if bias is not None:
-            raise refused("a bias on the logits")
         quantized = self.weights.quantized(table)
         value = self._pad_channels(
             value, quantized.in_features, kernel_columns(quantized.in_features, quantized.format.group_size)
         )
-        result = Value("logits", (1, 1, self.chunk, quantized.out_features), Role.OUTPUT)
-        return self.graph.add("Conv2d", result, value, Kernel(f"{table}_weight", quantized))
+        shape, capped = (1, 1, self.chunk, quantized.out_features), self.spec.logits_cap is not None
+        last = self._inner("uncapped_logits", shape) if capped else Value("logits", shape, Role.OUTPUT)
+        product = self._inner("head_product", shape) if bias else last
+        self.graph.add("Conv2d", product, value, Kernel(f"{table}_weight", quantized))
+        if bias:
+            offset = Constant(f"{table}_bias", self.weights.dense(bias))
+            self.graph.add("ElementWiseAdd", last, product, offset)
+        return last
 
     def soft_cap(self, value: Value, cap: float) -> Value:
-        raise refused("a soft cap on the logits")
+        bounded = self._sigmoid_of(value, 2 / cap)
+        stretched = self._binary(
+            "ElementWiseMultiply", "stretched_logits", value.shape, bounded, self._number("logits_span", 2 * cap)
+        )
+        result = Value("logits", value.shape, Role.OUTPUT)
+        return self.graph.add("ElementWiseAdd", result, stretched, self._number("logits_floor", -cap))
+
+    def _gelu_tanh(self, value: Value) -> Value:
+        """x * sigmoid(2 u) with u = sqrt(2 / pi) * (x + 0.044715 x^3): the approximation without a tanh of its own."""
+        name, shape, inner = value.name, value.shape, 2 * math.sqrt(2 / math.pi)
+        square = self._binary("ElementWiseMultiply", f"{name}_square", shape, value, value)
+        cubic = self._number(f"{name}_cubic", 0.044715 * inner)
+        bent = self._binary("ElementWiseMultiply", f"{name}_bent", shape, square, cubic)
+        slope = self._binary("ElementWiseAdd", f"{name}_slope", shape, bent, self._number(f"{name}_linear", inner))
+        argument = self._binary("ElementWiseMultiply", f"{name}_argument", shape, slope, value)
+        gate = self._inner(f"{name}_sigmoid", shape, Encoding(Storage.UINT16, 1 / 65535, 0))
+        self.graph.add("Sigmoid", gate, argument)
+        return self._binary("ElementWiseMultiply", f"{name}_gelu_tanh", shape, value, gate)
+
+    def _sigmoid_of(self, value: Value, factor: float) -> Value:
+        """sigmoid(factor * value). The HTP refuses a 16-bit Tanh, and tanh(u) = 2 sigmoid(2 u) - 1."""
+        scaled = self._number(f"{value.name}_factor", factor)
+        argument = self._binary("ElementWiseMultiply", f"{value.name}_scaled", value.shape, value, scaled)
+        result = self._inner(f"{value.name}_bounded", value.shape, Encoding(Storage.UINT16, 1 / 65535, 0))
+        return self.graph.add("Sigmoid", result, argument)
+
+    def _number(self, name: str, number: float) -> Constant:
+        return Constant(name, torch.full((1, 1, 1, 1), number))
 
     def _declare_shared_inputs(self) -> None:
         self._hidden = self.graph.add_input(
@@ -248,14 +293,16 @@ class QnnOps:
             mixed = self._binary("ElementWiseAdd", f"{mixed.name}_uncentered", mixed.shape, mixed, center)
         return mixed
 
-    def _masked_softmax(self, prefix: str, attention: AttentionSpec, scores: Value, kind: LayerCache) -> Value:
-        """The mask drives hidden scores to the floor of the encoding; `beta` applies the score scale for free."""
+    def _masked_softmax(
+        self, prefix: str, attention: AttentionSpec, beta: float, scores: Value, kind: LayerCache
+    ) -> Value:
+        """The mask drives hidden scores to the floor of the encoding; `beta` applies the score scale, or their cap, for free."""
         rows = (1, attention.query_heads, self.chunk, scores.shape[-1])
         masked = self._binary(
             "ElementWiseAdd", f"{prefix}.masked_scores", rows, self._reshape(scores, rows), self._masks[kind]
         )
         probabilities = self._inner(f"{prefix}.probabilities", rows, Encoding(Storage.UINT16, 1 / 65535, 0))
-        self.graph.add("Softmax", probabilities, masked, beta=attention.score_scale, axis=3)
+        self.graph.add("Softmax", probabilities, masked, beta=beta, axis=3)
         return self._reshape(probabilities, scores.shape)
 
     def _pad_channels(self, value: Value, channels: int, padded: int) -> Value:
@@ -304,30 +351,3 @@ class QnnOps:
 def refused(what: str) -> PlanRefused:
     """The plan refuses such models before a graph is built; see `target.py`."""
     return PlanRefused(f"{what}: not lowered to the HTP", "plan the export first")
-
-
-def mask_name(layer: LayerCache) -> str:
-    """Input that holds the mask of every layer with such a cache."""
-    return f"mask_{layer.name}"
-
-
-def cache_encoding(constants: ChannelConstants) -> Encoding:
-    """Cache codes as the HTP reads them. INT4 codes use the lowest 16 of the 256 levels."""
-    return Encoding(Storage.UINT8, constants.scale, constants.zero)
-
-
-def code_range(encoding: Encoding, bits: int) -> tuple[float, float]:
-    """Real values of the lowest and the highest cache code."""
-    return -encoding.zero_point * encoding.scale, (2**bits - 1 - encoding.zero_point) * encoding.scale
-
-
-def rotary_encoding(rotary: RotarySpec) -> Encoding:
-    """Cosine and sine: zero and plus or minus the largest amplitude are exact."""
-    return Encoding(Storage.UINT16, attention_factor(rotary) / 32767, 32768)
-
-
-def nibble_table(encoding: Encoding) -> Constant:
-    """[256, 2]: both nibbles of every byte, low one first, as cache codes."""
-    byte = torch.arange(256)
-    codes = torch.stack((byte & 0xF, byte >> 4), dim=1)
-    return Constant("nibble_table", encoding.dequantize(codes), Storage.UINT8, encoding)

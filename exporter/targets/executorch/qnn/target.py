@@ -7,7 +7,7 @@ import difflib
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
-from exporter.decoder.spec import Activation, DecoderSpec, rotary_settings
+from exporter.decoder.spec import DecoderSpec, rotary_settings
 from exporter.errors import ToolchainMissing
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSettings
 from exporter.recipe import Recipe
@@ -127,13 +127,6 @@ def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
 
 def _spec_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     found = []
-    if any(layer.feed_forward.activation is Activation.GELU_TANH for layer in spec.layers):
-        found.append(
-            Refusal(
-                "the HTP has the exact GELU only, the model uses its tanh approximation",
-                "a model with SiLU, ReLU or the exact GELU",
-            )
-        )
     found += [Refusal(f"{what} not supported yet", nearest) for applies, what, nearest in _unsupported(spec) if applies]
     odd = [layer.attention.head_dim for layer in spec.layers if layer.attention.head_dim % 2]
     if odd and recipe.kv_cache.bits == 4:
@@ -156,18 +149,11 @@ def _unsupported(spec: DecoderSpec) -> list[tuple[bool, str, str]]:
             "a model with rotary embedding",
         ),
         (
-            any(attention.score_cap is not None for attention in attentions),
-            "a soft cap on attention scores is",
-            OTHER_TARGET,
-        ),
-        (
             any(attention.distance_slopes is not None for attention in attentions),
             "attention biased by distance (ALiBi) is",
             OTHER_TARGET,
         ),
         (spec.learned_positions > 0, "a table of learned positions is", OTHER_TARGET),
-        (spec.logits_cap is not None, "a soft cap on the logits is", OTHER_TARGET),
-        (spec.head_bias, "a bias on the logits is", OTHER_TARGET),
     ]
 
 
