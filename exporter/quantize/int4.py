@@ -113,6 +113,10 @@ def round_to_codes(values: torch.Tensor, scale: torch.Tensor, code_range: tuple[
     return torch.round(values / scale).clamp_(*code_range)
 
 
+TRIED_ELEMENTS = 1 << 24
+"""Weights times candidates that are rounded at a time: a whole table at once would take gigabytes."""
+
+
 class ScaleChooser:
     """Chooses one scale per row for a group of columns, from candidates allowed by the format.
 
@@ -133,6 +137,12 @@ class ScaleChooser:
         candidates = self._candidates(group)
         if not self.search:
             return candidates[0]
+        rows = max(1, TRIED_ELEMENTS // (candidates.shape[0] * group.shape[1]))
+        pieces = zip(candidates.split(rows, dim=1), group.split(rows), strict=True)
+        return torch.cat([self._best(tried, part, importance) for tried, part in pieces])
+
+    def _best(self, candidates: torch.Tensor, group: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+        """Of scales [candidates, out] for columns [out, columns], each row's best: [out]."""
         scales = candidates[:, :, None]
         low, high = self.format.code_range
         error = torch.div(group[None], scales).round_().clamp_(low, high).mul_(scales).sub_(group[None]).square_()

@@ -22,14 +22,14 @@ from hypothesis import strategies as st
 from exporter.decoder.cache import CacheSettings, cache_layout
 from exporter.decoder.torch_ops import TorchOps
 from exporter.quantize.formats import KvFormat, KvScaling
-from exporter.quantize.kv_codec import ChannelConstants, EncodedRows, KvCodec, hadamard
+from exporter.quantize.kv_codec import ChannelConstants, EncodedRows, KvCodec, hadamard, pack_lanes, unpack_lanes
 
 PER_TOKEN = [
     KvFormat(bits, KvScaling.PER_TOKEN, zero_point, rotation)
     for bits in (8, 4)
     for zero_point in (False, True)
     for rotation in (False, True)
-]
+] + [KvFormat(4, KvScaling.PER_TOKEN, zero_point, half_lanes=True) for zero_point in (False, True)]
 STATIC = [
     KvFormat(bits, KvScaling.STATIC, rotation=rotation, per_channel=per_channel)
     for bits in (8, 4)
@@ -48,7 +48,9 @@ magnitudes = st.floats(-5, 3).map(lambda exponent: 10.0**exponent)
 
 
 def name_of(kv_format: KvFormat) -> str:
-    flags = "".join(f"-{name}" for name in ("zero_point", "rotation", "per_channel") if getattr(kv_format, name))
+    flags = "".join(
+        f"-{name}" for name in ("zero_point", "rotation", "per_channel", "half_lanes") if getattr(kv_format, name)
+    )
     return f"{kv_format.bits}-{kv_format.scaling.value}{flags}"
 
 
@@ -81,6 +83,28 @@ def test_stored_bytes_equal_vector_bytes(kv_format: KvFormat) -> None:
     for head_dim in (1, 2, 8, 64) if kv_format.rotation else (1, 2, 7, 8, 20, 64):
         stored = KvCodec(kv_format, ChannelConstants.identity(2, head_dim)).encode(random_rows(1, head_dim, 1.0))
         assert row_bytes(stored) == kv_format.vector_bytes(head_dim)
+
+
+@given(codes=st.lists(st.integers(0, 15), min_size=1, max_size=40))
+@examples(60)
+def test_codes_in_fp16_lanes_come_back(codes: list[int]) -> None:
+    packed = pack_lanes(torch.tensor([codes], dtype=torch.float32))
+    assert packed.dtype is torch.float16
+    assert packed.shape[-1] == math.ceil(len(codes) / 3)
+    assert unpack_lanes(packed, len(codes))[0].tolist() == codes
+
+
+@formats(*PER_TOKEN)
+def test_float_scales_change_what_is_stored_by_rounding_alone(kv_format: KvFormat) -> None:
+    rows = random_rows(3, 16, 1.0)
+    codecs = [
+        KvCodec(entry, ChannelConstants.identity(2, 16)) for entry in (kv_format, kv_format.without_half_rounding())
+    ]
+    rounded, exact = (codec.encode(rows) for codec in codecs)
+    assert rounded.scale is not None and exact.scale is not None
+    assert exact.scale.dtype is torch.float32
+    live = rounded.scale.float().abs() > SMALLEST_HALF
+    torch.testing.assert_close(rounded.scale.float()[live], exact.scale[live], rtol=HALF_ULP, atol=0)
 
 
 @formats(*PER_TOKEN, *STATIC, *FLOAT)
