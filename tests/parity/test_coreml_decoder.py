@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("coremltools", reason="the coreml extra is not installed")
 
+from coreml_package import lower_coreml, require_parity, scored
+
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.spec import Activation, RotaryScaling, RotaryScalingKind
-from exporter.decoder.torch_ops import TorchOps
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightFormat
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized, save_quantized
-from exporter.targets.coreml.driver import CoreMlDriver, open_driver, open_exact_driver
+from exporter.targets.coreml.driver import open_driver, open_exact_driver
 from exporter.targets.coreml.lower import lower_in_child
 from exporter.targets.coreml.names import PACKAGE, PACKAGE_FILES
 from exporter.targets.coreml.profile import Profile
@@ -51,7 +51,6 @@ MODELS = {
     "odd-heads": TinyModel(query_heads=3, kv_heads=3, head_dim=10),
 }
 PROFILES = list(Profile)
-EXACT_LIMIT = 1e-4
 
 
 def export(
@@ -70,34 +69,8 @@ def export(
         for layer in cache_layout(spec, cache)
     )
     constants = calibrated_constants(spec, weights, kv_format)
-    save_quantized(QuantizedDecoder(spec, weights, layout, kv_format, constants, cache.chunk, cache.context), folder)
-    arguments = {"quantized": str(folder), "artifact": str(folder), "profile": profile.value}
-    lower_in_child(arguments, lambda event: None)
-    return load_quantized(folder)
-
-
-def scored(driver: CoreMlDriver, token_ids: list[int], prefilled: int) -> torch.Tensor:
-    driver.reset()
-    logits = [driver.prefill(token_ids[:prefilled])] if prefilled else []
-    logits += [driver.decode(token_id)[None] for token_id in token_ids[prefilled:]]
-    return torch.from_numpy(np.concatenate(logits))
-
-
-def require_parity(decoder: QuantizedDecoder, folder: Path) -> None:
-    """A code that lies on a border falls either way by the order of a sum: with an INT4 cache a few tokens may differ by more."""
-    token_ids = random_tokens(decoder.spec, 90, seed=5)
-    coded = decoder.kv_format.bits == 4
-
-    def expected(oracle: TorchOps) -> torch.Tensor:
-        return window_logits(oracle, decoder.spec, token_ids, decoder.chunk)
-
-    exact, driver = expected(decoder.exact_oracle()), open_exact_driver(folder)
-    for prefilled in (0, 53, 90):
-        errors = (scored(driver, token_ids, prefilled) - exact).abs().amax(-1)
-        assert float((errors < EXACT_LIMIT).float().mean()) >= (0.75 if coded else 1.0)
-    figures = compare_logits(expected(decoder.oracle()), scored(open_driver(folder), token_ids, 53))
-    assert figures.mean_kl < (5e-3 if coded else 1e-4)
-    assert figures.top1_agreement > 0.95
+    decoder = QuantizedDecoder(spec, weights, layout, kv_format, constants, cache.chunk, cache.context)
+    return lower_coreml(decoder, profile, folder)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -36,9 +36,9 @@ class CachedAttention:
     def run(self, ring: LayerCache, codec: CacheCodec, query: Value, key: Value, value: Value) -> Value:
         keys, values = self._cached("keys", key, ring, codec), self._cached("values", value, ring, codec)
         rows = self._query_rows(query, codec)
-        mask = self.positions.mask(ring, self.spec.group)
-        if self.layout.channels_first:
-            mixed = self._attend_channels(rows, keys, values, mask)
+        mask = self.positions.mask(ring, self.spec)
+        if self.spelled_out:
+            mixed = self._attend(rows, keys, values, mask)
         else:
             name = f"layers_{self.layer}_attention"
             settings = {"query": rows, "key": keys, "value": values, "attn_mask": mask}
@@ -63,7 +63,7 @@ class CachedAttention:
         """fp16 [1, K, G * S, Hd], scaled so that products with keys are scores."""
         graph, layout, spec = self.graph, self.layout, self.spec
         balance = np.repeat(codec.constants.key.balance.numpy(), spec.group, axis=0)
-        scale = spec.score_scale if layout.channels_first else spec.score_scale * math.sqrt(spec.head_dim)
+        scale = spec.score_scale if self.spelled_out else spec.score_scale * math.sqrt(spec.head_dim)
         if math.isclose(scale, 1.0, rel_tol=1e-6):
             scale = 1.0
         scaled = graph.cast(query, layout.between)
@@ -78,11 +78,18 @@ class CachedAttention:
             scaled = graph.node("transpose", x=scaled, perm=[0, 1, 3, 2])
         return graph.node("reshape", x=scaled, shape=folded)
 
-    def _attend_channels(self, rows: Value, keys: Value, values: Value, mask: Value) -> Value:
-        graph, name = self.graph, f"layers_{self.layer}"
-        scores = graph.binary("add", graph.node("matmul", f"{name}_scores", x=rows, y=keys), mask)
-        weights = graph.node("softmax", f"{name}_probabilities", x=scores, axis=-1)
-        return graph.node("matmul", f"{name}_mixed", x=weights, y=values, transpose_y=True)
+    @property
+    def spelled_out(self) -> bool:
+        """The fused operator has no place for a cap, and wants the channels last."""
+        return self.layout.channels_first or self.spec.score_cap is not None
+
+    def _attend(self, rows: Value, keys: Value, values: Value, mask: Value) -> Value:
+        graph, name, channels_first = self.graph, f"layers_{self.layer}", self.layout.channels_first
+        scores = graph.node("matmul", f"{name}_scores", x=rows, y=keys, transpose_y=not channels_first)
+        if self.spec.score_cap is not None:
+            scores = graph.soft_cap(scores, self.spec.score_cap)
+        weights = graph.node("softmax", f"{name}_probabilities", x=graph.binary("add", scores, mask), axis=-1)
+        return graph.node("matmul", f"{name}_mixed", x=weights, y=values, transpose_y=channels_first)
 
     def _flat(self, mixed: Value) -> Value:
         """[1, K, G * S, Hd] -> hidden states."""

@@ -85,6 +85,10 @@ class FunctionGraph:
             right = scalar(right, left)
         return self.node(operator, x=left, y=right)
 
+    def soft_cap(self, value: Value, cap: float) -> Value:
+        """cap * tanh(value / cap)."""
+        return self.binary("mul", self.node("tanh", x=self.binary("real_div", value, cap)), cap)
+
     def slice(self, value: Value, axis: int, start: int, stop: int) -> Value:
         """Elements [start, stop) of one axis; nothing is added when that is all."""
         if start == 0 and stop == value.shape[axis]:

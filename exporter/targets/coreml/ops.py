@@ -128,8 +128,7 @@ class MilOps:
         return Tensor(self._product(value.value, table, f"{table}.product", bias))
 
     def soft_cap(self, value: Tensor, cap: float) -> Tensor:
-        bounded = self.graph.node("tanh", x=self.graph.binary("mul", value.value, 1 / cap))
-        return Tensor(self.graph.binary("mul", bounded, cap), value.heads)
+        return Tensor(self.graph.soft_cap(value.value, cap), value.heads)
 
     def finish(self, logits: Tensor) -> None:
         """Declares the output [1, S, V]."""

@@ -12,8 +12,8 @@ import torch
 
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.rotary import cosine_sine
-from exporter.decoder.spec import RotarySpec
-from exporter.targets.coreml.graph import FunctionGraph, Value
+from exporter.decoder.spec import AttentionSpec, RotarySpec
+from exporter.targets.coreml.graph import KINDS, FunctionGraph, Value
 from exporter.targets.coreml.layout import Layout
 
 HIDDEN = 1e4
@@ -27,6 +27,7 @@ class Positions:
         self.graph, self.layout, self.first, self.tokens, self.table_rows = graph, layout, first, tokens, table_rows
         self.all = self.graph.binary("add", first, np.arange(tokens, dtype=np.int32)) if tokens > 1 else first
         self._masks: dict[tuple[LayerCache, int], Value] = {}
+        self._sloped: dict[tuple[LayerCache, tuple[float, ...]], Value] = {}
         self._held: dict[LayerCache, tuple[Value, Value | None]] = {}
         self._choices: dict[LayerCache, tuple[Value, Value]] = {}
         self._slots: dict[LayerCache, Value] = {}
@@ -39,12 +40,35 @@ class Positions:
             self._slots[ring] = self.graph.binary("mod", self.first, ring.slots) if wraps else self.first
         return self._slots[ring]
 
-    def mask(self, ring: LayerCache, copies: int) -> Value:
+    def mask(self, ring: LayerCache, attention: AttentionSpec) -> Value:
+        """What is added to the scores of a layer, fp16 [1, 1, G * S, C], or [1, K, G * S, C] where heads differ by what distance takes."""
+        if attention.distance_slopes is None:
+            return self._mask(ring, attention.group)
+        key = ring, attention.distance_slopes
+        if key not in self._sloped:
+            self._sloped[key] = self._sloped_mask(ring, attention, attention.distance_slopes)
+        return self._sloped[key]
+
+    def _sloped_mask(self, ring: LayerCache, attention: AttentionSpec, slopes: tuple[float, ...]) -> Value:
+        """A slot that holds nothing may be said to hold a position after the token's: no distance comes of it."""
+        graph = self.graph
+        behind = graph.binary("minimum", graph.binary("sub", self._held_positions(ring)[0], self._column()), 0)
+        shape = [1, 1, self.tokens, ring.slots]
+        distance = graph.node("reshape", x=graph.cast(behind, self.layout.between), shape=shape)
+        stored = graph.constant(
+            f"slopes_{len(self._sloped)}", np.array(slopes, KINDS[self.layout.between]).reshape(1, -1, 1, 1)
+        )
+        sloped = graph.cast(graph.binary("mul", distance, stored), "fp16")
+        seen = graph.binary("add", sloped, self._mask(ring, 1))
+        folded = [1, attention.kv_heads, attention.group * self.tokens, ring.slots]
+        return graph.node("reshape", f"sloped_mask_{ring.name}_{len(self._sloped)}", x=seen, shape=folded)
+
+    def _mask(self, ring: LayerCache, copies: int) -> Value:
         """fp16 [1, 1, copies * S, C]: 0 where a token may read a slot, else -HIDDEN; the S rows repeated. One row needs no copies."""
         graph, key = self.graph, (ring, 1 if self.tokens == 1 else copies)
         if key not in self._masks and key[1] > 1:
             self._masks[key] = graph.node(
-                "tile", f"mask_{ring.name}_tiled", x=self.mask(ring, 1), reps=[1, 1, copies, 1]
+                "tile", f"mask_{ring.name}_tiled", x=self._mask(ring, 1), reps=[1, 1, copies, 1]
             )
         if key not in self._masks:
             seen = graph.binary("sub", graph.cast(self._visible(ring), "fp16"), 1.0)

@@ -59,12 +59,6 @@ class CoreMlTarget:
             found.append(Refusal("an fp16 cache has no codes that a zero point or a rotation could help", settings))
         elif cache.rotation:
             found.append(Refusal("Core ML packages do not rotate heads", "kv_cache.rotation=false"))
-        attentions = [layer.attention for layer in spec.layers]
-        if any(attention.score_cap is not None for attention in attentions):
-            found.append(Refusal("a soft cap on attention scores is not supported yet", "the target onnxruntime-cpu"))
-        if any(attention.distance_slopes is not None for attention in attentions):
-            reason = "attention biased by distance (ALiBi) is not supported yet"
-            found.append(Refusal(reason, "the target onnxruntime-cpu"))
         return found
 
     def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
