@@ -163,6 +163,54 @@ def generate_command(
     sys.stdout.write("\n")
 
 
+@app.command("bench")
+def bench_command(
+    folder: Annotated[Path, typer.Argument(help="Output folder of an export.")],
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device", "-d", help="Where to measure; see slm-export devices. Default: local.", metavar="KIND"
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Length of a prompt; default: 32 and 256, or what fits.")
+    ] = None,
+    generate: Annotated[int, typer.Option(min=2, help="Tokens to generate after each prompt.")] = 64,
+    repetitions: Annotated[int, typer.Option(min=1, help="Timed runs of each prompt.")] = 5,
+    warm_up: Annotated[int, typer.Option(min=0, help="Runs of each prompt before those that count.")] = 1,
+    runner: Annotated[Path | None, typer.Option(help="Folder of a C++ runner, for devices without Python.")] = None,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that one device may take.")] = 600.0,
+    accept_near_ties: Annotated[
+        bool, typer.Option("--accept-near-ties", help="Let a token differ where the oracle sees a near-tie.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure an export on devices: time to first token, time per token, memory, and what they depend on."""
+    from exporter.bench import BenchRequest, bench
+    from exporter.progress import StageDisplay
+    from exporter.report.latency import latency_lines
+
+    lengths = tuple(prompt_tokens or ())
+    request = BenchRequest(
+        folder,
+        tuple(device or ("local",)),
+        lengths,
+        generate,
+        warm_up,
+        repetitions,
+        runner,
+        time_limit,
+        accept_near_ties,
+    )
+    sections = bench(request, StageDisplay(Console(stderr=as_json), quiet=as_json))
+    if as_json:
+        typer.echo(json.dumps(sections))
+        return
+    for section in sections:
+        for line in latency_lines(section):
+            typer.echo(line)
+
+
 @app.command("doctor")
 def doctor_command(as_json: JsonOption = False) -> None:
     """Check what is installed and what each target lacks."""

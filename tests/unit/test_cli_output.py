@@ -116,6 +116,7 @@ def test_help_lists_every_command(run: Run) -> None:
         "verify",
         "inspect",
         "generate",
+        "bench",
         "doctor",
         "recipes",
         "--recipe",
