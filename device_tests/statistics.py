@@ -100,14 +100,14 @@ class Interval:
 
 
 def median_interval(groups: Sequence[Sequence[float]], confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Bootstrap interval of the median (Efron 1979) over repetitions: whole groups are drawn, since samples of one repetition share its
-    clock and temperature; with a single group, samples are."""
+    """Bootstrap interval of the median (Efron 1979), in two stages: repetitions are drawn, then samples within each, since those of one
+    repetition share its clock and temperature."""
     drawn, source = random.Random(seed), [list(group) for group in groups if group]
-    if len(source) == 1:
-        source = [[sample] for sample in source[0]]
     medians = []
     for _ in range(BOOTSTRAP_ROUNDS):
-        picked = [sample for _ in source for sample in drawn.choice(source)]
+        picked = [
+            sample for group in drawn.choices(source, k=len(source)) for sample in drawn.choices(group, k=len(group))
+        ]
         medians.append(percentile(picked, 50))
     tail = 100 * (1 - confidence) / 2
     return Interval(percentile(medians, tail), percentile(medians, 100 - tail))

@@ -211,6 +211,37 @@ def bench_command(
             typer.echo(line)
 
 
+@app.command("compare")
+def compare_command(
+    old: Annotated[Path, typer.Argument(help="report.json of before, or the folder of its export.")],
+    new: Annotated[Path, typer.Argument(help="report.json of now, or the folder of its export.")],
+    budget: Annotated[Path | None, typer.Option(help="YAML file with limits; exit code 5 when one breaks.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull request.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the budgets as JUnit XML.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two reports: what changed beyond noise, and which budgets broke."""
+    from exporter.errors import BudgetExceeded
+    from exporter.report.budget import read_budgets
+    from exporter.report.compare import Report, compare
+    from exporter.report.compare_text import comparison_junit, comparison_lines, comparison_markdown
+
+    comparison = compare(Report.read(old), Report.read(new), read_budgets(budget) if budget else [])
+    for path, text in ((markdown, comparison_markdown), (junit, comparison_junit)):
+        if path is not None:
+            path.write_text(text(comparison), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(comparison.to_json()))
+    else:
+        for line in comparison_lines(comparison):
+            typer.echo(line)
+    if comparison.broken:
+        broken = "; ".join(verdict.text for verdict in comparison.broken)
+        raise BudgetExceeded(
+            f"{len(comparison.broken)} budgets broken: {broken}", "make it smaller or faster, or change the budget"
+        )
+
+
 @app.command("doctor")
 def doctor_command(as_json: JsonOption = False) -> None:
     """Check what is installed and what each target lacks."""

@@ -54,5 +54,6 @@ def test_the_interval_is_as_wide_as_repetitions_differ() -> None:
     """Samples within a repetition are alike: counting them as independent would make noise look like a fact."""
     steady = median_interval([[5.0] * 50, [5.0] * 50, [5.0] * 50])
     drifting = median_interval([[4.0] * 50, [5.0] * 50, [6.0] * 50])
-    assert steady.high - steady.low == 0
+    single = median_interval([[4.0] * 30 + [5.0] * 30 + [6.0] * 30])
+    assert steady.high - steady.low == single.high - single.low == 0
     assert drifting.high - drifting.low >= 1

@@ -117,6 +117,7 @@ def test_help_lists_every_command(run: Run) -> None:
         "inspect",
         "generate",
         "bench",
+        "compare",
         "doctor",
         "recipes",
         "--recipe",
