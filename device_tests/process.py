@@ -10,6 +10,7 @@ import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 
@@ -33,21 +34,20 @@ class Finished:
         return f"{ended}: {lines[-1]}" if lines else ended
 
 
-def run_program(
-    command: Sequence[str], timeout_s: float, text: str = "", environment: Mapping[str, str] | None = None
-) -> Finished:
-    """Runs to the end. Raises nothing for a program that fails: the caller knows what that means."""
-    try:
-        process = _start(command, environment, subprocess.PIPE)
-    except OSError as fault:
-        return Finished(127, "", f"{command[0]}: {fault.strerror}")
-    try:
-        output, errors = process.communicate(text.encode(), timeout_s)
-        return Finished(process.returncode, output.decode(errors="replace"), errors.decode(errors="replace"))
-    except subprocess.TimeoutExpired:
-        return Finished(None, "", "")
-    finally:
-        _kill_group(process)
+def run_program(command: Sequence[str], timeout_s: float, source: Path | None = None) -> Finished:
+    """Runs to the end, with a file as standard input. Raises nothing for a program that fails: the caller knows what that means."""
+    with open(source or os.devnull, "rb") as stdin:
+        try:
+            process = _start(command, None, subprocess.PIPE, stdin)
+        except OSError as fault:
+            return Finished(127, "", f"{command[0]}: {fault.strerror}")
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+            return Finished(process.returncode, output.decode(errors="replace"), errors.decode(errors="replace"))
+        except subprocess.TimeoutExpired:
+            return Finished(None, "", "")
+        finally:
+            _kill_group(process)
 
 
 class LineStream:
@@ -56,7 +56,7 @@ class LineStream:
     def __init__(self, command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the stream
         self._timed_out = threading.Event()
-        self._process = _start(command, environment, self._errors)
+        self._process = _start(command, environment, self._errors, subprocess.PIPE)
         self._timer = threading.Timer(timeout_s, self._expire)
         self._timer.daemon = True
         self._timer.start()
@@ -92,11 +92,11 @@ class LineStream:
 
 
 def _start(
-    command: Sequence[str], environment: Mapping[str, str] | None, errors: int | IO[bytes]
+    command: Sequence[str], environment: Mapping[str, str] | None, errors: int | IO[bytes], stdin: int | IO[bytes]
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         list(command),
-        stdin=subprocess.PIPE,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=errors,
         env={**os.environ, **(environment or {})},

@@ -46,11 +46,16 @@ class HostCommand:
 class Device(Protocol):
     """One device, attached or not. Methods raise ToolchainMissing when it does not answer; `name` is as on the command line."""
 
-    name: str
-    obtained: Obtained
-    """MEASURED where a duration is the device's own; anything else is never shown as its latency."""
-    on_this_host: bool
-    """Whether it shares this machine's processor, so that it must not be measured beside another one that does."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def obtained(self) -> Obtained:
+        """MEASURED where a duration is the device's own; anything else is never shown as its latency."""
+
+    @property
+    def on_this_host(self) -> bool:
+        """Whether it shares this machine's processor, so that it must not be measured beside another one that does."""
 
     def lacks(self) -> str | None:
         """None when it is ready, else what is missing and how to get it."""
