@@ -163,6 +163,85 @@ def generate_command(
     sys.stdout.write("\n")
 
 
+@app.command("bench")
+def bench_command(
+    folder: Annotated[Path, typer.Argument(help="Output folder of an export.")],
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device", "-d", help="Where to measure; see slm-export devices. Default: local.", metavar="KIND"
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Length of a prompt; default: 32 and 256, or what fits.")
+    ] = None,
+    generate: Annotated[int, typer.Option(min=2, help="Tokens to generate after each prompt.")] = 64,
+    repetitions: Annotated[int, typer.Option(min=1, help="Timed runs of each prompt.")] = 5,
+    warm_up: Annotated[int, typer.Option(min=0, help="Runs of each prompt before those that count.")] = 1,
+    runner: Annotated[Path | None, typer.Option(help="Folder of a C++ runner, for devices without Python.")] = None,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that one device may take.")] = 600.0,
+    accept_near_ties: Annotated[
+        bool, typer.Option("--accept-near-ties", help="Let a token differ where the oracle sees a near-tie.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure an export on devices: time to first token, time per token, memory, and what they depend on."""
+    from exporter.bench import BenchRequest, bench
+    from exporter.progress import StageDisplay
+    from exporter.report.latency import latency_lines
+
+    lengths = tuple(prompt_tokens or ())
+    request = BenchRequest(
+        folder,
+        tuple(device or ("local",)),
+        lengths,
+        generate,
+        warm_up,
+        repetitions,
+        runner,
+        time_limit,
+        accept_near_ties,
+    )
+    sections = bench(request, StageDisplay(Console(stderr=as_json), quiet=as_json))
+    if as_json:
+        typer.echo(json.dumps(sections))
+        return
+    for section in sections:
+        for line in latency_lines(section):
+            typer.echo(line)
+
+
+@app.command("compare")
+def compare_command(
+    old: Annotated[Path, typer.Argument(help="report.json of before, or the folder of its export.")],
+    new: Annotated[Path, typer.Argument(help="report.json of now, or the folder of its export.")],
+    budget: Annotated[Path | None, typer.Option(help="YAML file with limits; exit code 5 when one breaks.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull request.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the budgets as JUnit XML.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two reports: what changed beyond noise, and which budgets broke."""
+    from exporter.errors import BudgetExceeded
+    from exporter.report.budget import read_budgets
+    from exporter.report.compare import Report, compare
+    from exporter.report.compare_text import comparison_junit, comparison_lines, comparison_markdown
+
+    comparison = compare(Report.read(old), Report.read(new), read_budgets(budget) if budget else [])
+    for path, text in ((markdown, comparison_markdown), (junit, comparison_junit)):
+        if path is not None:
+            path.write_text(text(comparison), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(comparison.to_json()))
+    else:
+        for line in comparison_lines(comparison):
+            typer.echo(line)
+    if comparison.broken:
+        broken = "; ".join(verdict.text for verdict in comparison.broken)
+        raise BudgetExceeded(
+            f"{len(comparison.broken)} budgets broken: {broken}", "make it smaller or faster, or change the budget"
+        )
+
+
 @app.command("doctor")
 def doctor_command(as_json: JsonOption = False) -> None:
     """Check what is installed and what each target lacks."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RowFile:
@@ -39,4 +42,6 @@ class RowFile:
 
 def map_rows(path: Path) -> torch.Tensor:
     """float32 [tokens, V], read from the file as it is used."""
+    import torch  # seconds and 200 MB that a process which only runs an artifact is spared
+
     return torch.from_numpy(np.load(path, mmap_mode="c"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -157,3 +158,49 @@ def test_the_example_host_writes_the_same_text(
         "\n"
     )
     assert written == prompt + generated
+
+
+BENCH = ("--prompt-tokens", "8", "--prompt-tokens", "40", "--generate", "12", "--repetitions", "2")
+
+
+def test_bench_measures_the_artifact_with_the_tokens_of_the_oracle(
+    slm_export: SlmExport, exported: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(exported, folder)
+    shown = slm_export.succeed("bench", str(folder), *BENCH).stdout
+    latency = read_json(folder, "report")["latency"]
+    assert (latency["device"], latency["obtained"], latency["status"]) == ("local", "measured", "complete")
+    assert latency["token_check"] == {**latency["token_check"], "tokens": 2 * 3 * 12, "equal": True, "near_ties": 0}
+    assert [len(prompt["repetitions"]) for prompt in latency["by_prompt"]] == [2, 2]
+    assert latency["decode_ms"]["count"] == 2 * 11
+    assert latency["decode_ms"]["p99"] is None
+    assert latency["kv_bytes"] == read_json(folder, "report")["kv_cache"]["bytes_total"]
+    assert latency["floor"]["decode_over_floor"] > 0
+    assert f"p50 {latency['decode_ms']['p50']:.3f}" in shown
+    slm_export.succeed("verify", str(folder))
+
+
+def test_another_export_than_the_oracles_is_void(slm_export: SlmExport, exported: Path, tmp_path: Path) -> None:
+    """The host's constants of the export claim another window: the artifact runs, but not as the oracle does."""
+    folder = tmp_path / "out"
+    shutil.copytree(exported, folder)
+    host = read_json(folder, "host") | {"chunk": 8}
+    for name in [name for name in host["rings"] if name.startswith("window")]:
+        host["rings"][name]["slots"] = 12
+    text = json.dumps(host)
+    (folder / "host.json").write_text(text, encoding="utf-8")
+    manifest = read_json(folder, "manifest")
+    manifest["outputs"]["host.json"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    failed = slm_export.run("bench", str(folder), *BENCH, "--prompt-tokens", "120")
+    assert failed.returncode == 4, failed.stderr
+    assert "differs from the oracle's" in failed.stderr
+    latency = read_json(folder, "report")["latency"]
+    assert (latency["status"], latency["ttft_ms"], latency["decode_ms"]) == ("void", None, None)
+
+
+def test_bench_refuses_what_does_not_fit_the_context(slm_export: SlmExport, exported: Path) -> None:
+    failed = slm_export.run("bench", str(exported), "--prompt-tokens", "500", "--generate", "64")
+    assert failed.returncode == 2
+    assert "do not fit the context of 512" in failed.stderr

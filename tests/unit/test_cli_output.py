@@ -116,6 +116,8 @@ def test_help_lists_every_command(run: Run) -> None:
         "verify",
         "inspect",
         "generate",
+        "bench",
+        "compare",
         "doctor",
         "recipes",
         "--recipe",

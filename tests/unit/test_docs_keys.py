@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_cases import measured
 from doc_pages import REPORT_PAGE, REPOSITORY, WRITTEN, code_spans, page_name
 
 from exporter.recipe import load_recipe
@@ -35,6 +36,7 @@ def example_report() -> dict[str, Any]:
     from exporter.plan import plan_export
     from exporter.progress import StageFigures
     from exporter.report.build import build_report, export_section, parity_section, quality_section
+    from exporter.report.latency import TokenCheck, latency_section
     from exporter.targets.base import Delegation, LowerOutcome, find_target
     from exporter.verify.gates import Gate
     from exporter.verify.parity import ParityFigures
@@ -60,7 +62,9 @@ def example_report() -> dict[str, Any]:
         "quality": quality_section(target, evaluation, result),
         "export": export_section([StageFigures("plan", 0.0, 0.0)], 0),
     }
-    return build_report(recipe, target, plan, "", outcome, 0, sections)
+    report = build_report(recipe, target, plan, "", outcome, 0, sections)
+    section = latency_section(measured(), 1, TokenCheck("oracle", 1, True, 0), None)
+    return {**report, "latency": section, "latency_devices": None}
 
 
 def flat_keys(value: Any, prefix: str = "") -> set[str]:

@@ -104,6 +104,7 @@ class OnnxDriver:
     def __init__(self, session: onnxruntime.InferenceSession, layout: HostLayout) -> None:
         self._session, self._layout = session, layout
         self.context, self.chunk, self.vocab_size = layout.context, layout.chunk, layout.vocab_size
+        self.engine, self.threads = f"onnxruntime {onnxruntime.__version__}", layout.threads
         self._caches = Caches(session, layout)
         self._steps: dict[tuple[int, bool], Step] = {}
 

@@ -1,0 +1,1 @@
+"""Kinds of devices, one file each; `base.py` is the protocol."""

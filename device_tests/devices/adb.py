@@ -1,0 +1,144 @@
+"""Android devices through the adb client."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from device_tests.devices.base import DEVICES, SHELL_TIME_LIMIT_S, Device, HostCommand, Placed, RunnerFiles
+from device_tests.devices.remote import RemoteFolder
+from device_tests.process import Finished, run_program
+from exporter.targets.base import Obtained
+
+CLIENT_VARIABLE = "SLM_EXPORT_ADB"
+CLIENT_STEP = f"install Android's platform tools, or pip install adbutils, or set {CLIENT_VARIABLE} to the adb program"
+FOLDER = "/data/local/tmp/slm-export"
+PUSH_TIME_LIMIT_S = 600.0
+IMITATED = """
+for name in ro.kernel.qemu ro.boot.qemu; do [ "$(getprop $name 2>/dev/null)" = 1 ] && echo imitated; done
+for file in /proc/device-tree/model /sys/class/dmi/id/sys_vendor; do
+  [ -r $file ] && case $(tr -d '\\0' < $file) in *dummy-virt*|QEMU*) echo imitated;; esac
+done
+true
+"""
+"""Android's emulator, a virtual machine, or the loopback device: their times are not a phone's."""
+
+
+def client() -> str | None:
+    """The adb program: named, on the path, or bundled with the Python package adbutils."""
+    named = os.environ.get(CLIENT_VARIABLE) or shutil.which("adb")
+    if named:
+        return named
+    package = importlib.util.find_spec("adbutils")
+    bundled = Path(package.origin or "").parent / "binaries" / "adb" if package else None
+    return str(bundled) if bundled and bundled.is_file() else None
+
+
+@dataclass(frozen=True)
+class AdbTransport:
+    """Shell and push for one serial number."""
+
+    name: str
+    serial: str
+
+    def words(self, *arguments: str) -> list[str]:
+        return [client() or "adb", "-s", self.serial, *arguments]
+
+    def run(self, script: str) -> Finished:
+        return run_program(self.words("shell", script), SHELL_TIME_LIMIT_S)
+
+    def push(self, source: Path, target: str) -> Finished:
+        return run_program(self.words("push", str(source), target), PUSH_TIME_LIMIT_S)
+
+
+class AdbDevice:
+    """One serial number, `adb:SERIAL`."""
+
+    def __init__(self, serial: str) -> None:
+        self.name = f"adb:{serial}" if serial else "adb"
+        self._serial = serial
+        self._transport = AdbTransport(self.name, serial)
+        self._folder = RemoteFolder(self._transport, FOLDER)
+
+    @cached_property
+    def obtained(self) -> Obtained:
+        """Asked of the device itself, once; one that does not answer is not believed."""
+        said = self.shell(IMITATED)
+        return Obtained.MEASURED if said is not None and "imitated" not in said else Obtained.EMULATED
+
+    @property
+    def on_this_host(self) -> bool:
+        return self._serial.startswith(("emulator-", "127.0.0.1:", "localhost:"))
+
+    def lacks(self) -> str | None:
+        if client() is None:
+            return f"there is no adb; {CLIENT_STEP}"
+        states = attached_states()
+        if not self._serial:
+            return _several(states)
+        state = states.get(self._serial)
+        if state == "unauthorized":
+            return "allow USB debugging on its screen"
+        if state is None and self.answers():
+            return None
+        return None if state == "device" else f"{state or 'not attached'}; see: adb devices"
+
+    def place(self, artifact: Path, names: Sequence[str], runner: RunnerFiles) -> Placed:
+        return self._folder.place(artifact, names, runner)
+
+    def write(self, name: str, text: str) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+            return self._folder.write(Path(folder) / name)
+
+    def command(self, words: Sequence[str]) -> HostCommand:
+        return HostCommand(tuple(self._transport.words("shell", self._folder.script(words))))
+
+    def shell(self, script: str) -> str | None:
+        done = self._transport.run(script)
+        return done.output if done.ok else None
+
+    def answers(self) -> bool:
+        return run_program(self._transport.words("get-state"), SHELL_TIME_LIMIT_S).output.strip() == "device"
+
+    def clean_up(self) -> None:
+        self._transport.run(f"rm -f {FOLDER}/*.json")
+
+
+def attached_states() -> dict[str, str]:
+    """Serial number -> state, as `adb devices` says."""
+    program = client()
+    if program is None:
+        return {}
+    lines = run_program([program, "devices"], 2 * SHELL_TIME_LIMIT_S).output.splitlines()
+    pairs = [line.split("\t") for line in lines if "\t" in line]
+    return {serial: state.strip() for serial, state in pairs}
+
+
+def _several(states: dict[str, str]) -> str:
+    """Why `adb` alone does not name a device."""
+    if not states:
+        return "no device is attached; connect one and allow USB debugging"
+    return f"several are attached; name one: {', '.join(f'adb:{serial}' for serial in sorted(states))}"
+
+
+class AdbKind:
+    """`adb` for the only device, `adb:SERIAL` for one of several."""
+
+    needs_runner = True
+
+    def device(self, argument: str) -> Device:
+        states = {} if argument else attached_states()
+        return AdbDevice(next(iter(states)) if len(states) == 1 else argument)
+
+    def attached(self) -> list[Device]:
+        return [AdbDevice(serial) for serial in attached_states()] or [AdbDevice("")]
+
+
+DEVICES.add("adb", AdbKind())
