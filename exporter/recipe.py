@@ -169,6 +169,13 @@ class OnnxSection(Section):
     """Threads of a session; 0 leaves the choice to ONNX Runtime."""
 
 
+class ExecutorchSection(Section):
+    """How an ExecuTorch program for a CPU computes; other targets do not read it."""
+
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of the runtime; 0 leaves the choice to ExecuTorch."""
+
+
 class DeviceSection(Section):
     """Facts of the device that `plan` computes with."""
 
@@ -194,6 +201,7 @@ class Recipe(Section):
     gates: GatesSection = GatesSection()
     gates_int4_kv: Int4KvGatesSection = Int4KvGatesSection()
     onnx: OnnxSection = OnnxSection()
+    executorch: ExecutorchSection = ExecutorchSection()
     device: DeviceSection = DeviceSection()
     seed: int = 0
     """Seed of everything random."""
