@@ -169,9 +169,21 @@ class OnnxSection(Section):
     """Threads of a session; 0 leaves the choice to ONNX Runtime."""
 
 
+class OperatorSet(StrEnum):
+    """Whose operators an ExecuTorch program calls beside XNNPACK's."""
+
+    OWN = "own"
+    PLAIN = "plain"
+
+
 class ExecutorchSection(Section):
     """How an ExecuTorch program for a CPU computes; other targets do not read it."""
 
+    activation_bits: Literal[8, 32] = 8
+    """Activations that meet quantized weights: rounded to INT8 row by row (XNNPACK), or float32 (own operators; for small models)."""
+    operators: OperatorSet = OperatorSet.OWN
+    """own: attention over packed INT8 and INT4 caches, norms and rotation in C++ operators that an app links; built here by the C++
+    compiler. plain: ExecuTorch's own operators alone, which unpack every slot of a cache for every call."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of the runtime; 0 leaves the choice to ExecuTorch."""
 

@@ -45,8 +45,21 @@ class KernelLayer:
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Queries [S, H, Hd], keys and values [S, K, Hd] -> [S, H * Hd]; the cache goes on."""
         spec, out = self.attention, torch.empty_like(query)
-        shape = (self.ring.slots, spec.kv_heads, spec.query_heads, spec.head_dim, self.ring.window or 0, self.ring.sinks)
-        settings = (self.kv_format.bits, self.kv_format.zero_point, self.kv_format.rotation, self.length, query.shape[0])
+        shape = (
+            self.ring.slots,
+            spec.kv_heads,
+            spec.query_heads,
+            spec.head_dim,
+            self.ring.window or 0,
+            self.ring.sinks,
+        )
+        settings = (
+            self.kv_format.bits,
+            self.kv_format.zero_point,
+            self.kv_format.rotation,
+            self.length,
+            query.shape[0],
+        )
         sizes = np.array((*shape, *settings), np.int64)
         given = [self.packed, self.slopes, self.keys, self.values, self.scales, query, key, value, out]
         scale, cap = ctypes.c_float(spec.score_scale), ctypes.c_float(spec.score_cap or 0.0)
@@ -65,7 +78,9 @@ class KernelLayer:
 
 def _unpacked(lanes: np.ndarray, bits: int) -> np.ndarray:
     """[K, n / quad, others, 4] -> codes [K, n, others]."""
-    quads = lanes[:, :, None] if bits == 8 else np.stack((lanes & 0xF, lanes >> 4), axis=2)  # [K, n / quad, terms, others, 4]
+    quads = (
+        lanes[:, :, None] if bits == 8 else np.stack((lanes & 0xF, lanes >> 4), axis=2)
+    )  # [K, n / quad, terms, others, 4]
     return quads.transpose(0, 1, 2, 4, 3).reshape(lanes.shape[0], -1, lanes.shape[2])
 
 

@@ -74,11 +74,14 @@ def oracle(attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat, cons
     return TorchOps(spec, weights, (ring,), kv_format, (constants,))
 
 
-def differences(library: ctypes.CDLL, path: str, attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat) -> tuple:
+def differences(
+    library: ctypes.CDLL, path: str, attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat
+) -> tuple:
     """Largest relative difference of what was attended, and stored rows of both: codes and scales."""
     constants = calibrated(attention)
-    reference, layer = oracle(attention, ring, kv_format, constants), KernelLayer(
-        library, path, attention, ring, kv_format, constants
+    reference, layer = (
+        oracle(attention, ring, kv_format, constants),
+        KernelLayer(library, path, attention, ring, kv_format, constants),
     )
     worst = 0.0
     for seed, count in enumerate(CHUNKS):
@@ -113,7 +116,7 @@ def test_what_is_stored_is_what_the_codec_stores(library: ctypes.CDLL, kv_format
     for side, (codes, rows) in enumerate(zip(layer.codes(), (cache._keys, cache._values), strict=True)):
         heads = slice(side * ATTENTION.kv_heads, (side + 1) * ATTENTION.kv_heads)
         assert rows.scale is not None
-        same_scales = (layer.scales[heads].T == rows.scale.numpy()).mean()
+        same_scales = (rows.scale.numpy() == layer.scales[heads].T).mean()
         assert same_scales > (0.99 if kv_format.rotation else 0.999)
         plain = KvCodec(replace(kv_format, zero_point=True), cache.key.constants)._unpack(rows.codes).numpy()
         differs = np.abs(codes.astype(int) - plain.astype(int))
@@ -134,4 +137,4 @@ def test_without_a_compiler_the_error_names_what_works(monkeypatch: pytest.Monke
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ToolchainMissing, match=r"C\+\+ compiler") as caught:
         build.operators_library()
-    assert "executorch.attention=plain" in caught.value.next_step
+    assert "executorch.operators=plain" in caught.value.next_step

@@ -29,9 +29,18 @@ X86_FLAGS = {
     "path_avx512.cpp": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
 }
 ARM_FLAGS = {"path_neon.cpp": ("-march=armv8.2-a+dotprod",)}
-CORE = ("attention.cpp", "codec.cpp", "path_avx2.cpp", "path_avx512.cpp", "path_neon.cpp", "path_portable.cpp", "standalone.cpp")
+CORE = (
+    "attention.cpp",
+    "codec.cpp",
+    "linear.cpp",
+    "path_avx2.cpp",
+    "path_avx512.cpp",
+    "path_neon.cpp",
+    "path_portable.cpp",
+    "standalone.cpp",
+)
 OPERATORS = "operators.cpp"
-FALLBACK = "--set executorch.attention=plain needs no compiler: attention in ExecuTorch's own operators, several times slower"
+FALLBACK = "--set executorch.operators=plain needs no compiler: ExecuTorch's own operators alone, several times slower"
 
 
 def find_compiler() -> str | None:
@@ -44,7 +53,9 @@ def operators_library() -> Path:
     """The library for this machine, built if it is not there yet. Raises ToolchainMissing without a compiler."""
     compiler = find_compiler()
     if compiler is None:
-        raise ToolchainMissing("the attention operators need a C++ compiler, and none was found", f"install g++, or {FALLBACK}")
+        raise ToolchainMissing(
+            "the attention operators need a C++ compiler, and none was found", f"install g++, or {FALLBACK}"
+        )
     folder = cache_root() / "operators" / _key(compiler)
     if not (folder / LIBRARY).is_file():
         with OutputFolder(folder, force=True) as partial:

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "attention.h"
+#include "linear.h"
 
 namespace slm {
 namespace {
@@ -93,9 +94,32 @@ Tensor& rotary_out(KernelRuntimeContext& context, const Tensor& value, const Ten
   return out;
 }
 
+// [S, in] times codes [out, bytes] with scales [out, groups] -> [S, out].
+Tensor& linear_out(KernelRuntimeContext& context, const Tensor& value, const Tensor& codes, const Tensor& scales, int64_t bits,
+                   int64_t group_size, Tensor& out) {
+  const int64_t tokens = value.size(0), rows = codes.size(0);
+  const executorch::aten::SizesType sizes[] = {static_cast<int32_t>(tokens), static_cast<int32_t>(rows)};
+  if (!resized(context, out, {sizes, 2})) return out;
+  const bool half = scales.scalar_type() == executorch::aten::ScalarType::Half;
+  const Weights weights{rows,
+                        value.size(1),
+                        scales.size(1),
+                        group_size,
+                        codes.size(1),
+                        static_cast<int>(bits),
+                        static_cast<const uint8_t*>(codes.const_data_ptr()),
+                        half ? nullptr : scales.const_data_ptr<float>(),
+                        half ? static_cast<const uint16_t*>(scales.const_data_ptr()) : nullptr};
+  const float* in = value.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  executorch::extension::parallel_for(0, rows, 64, [&](int64_t first, int64_t last) { multiply(weights, in, tokens, first, last, to); });
+  return out;
+}
+
 }  // namespace
 }  // namespace slm
 
+EXECUTORCH_LIBRARY(slm, "linear.out", slm::linear_out);
 EXECUTORCH_LIBRARY(slm, "attention.out", slm::attention_out);
 EXECUTORCH_LIBRARY(slm, "rms_norm.out", slm::rms_norm_out);
 EXECUTORCH_LIBRARY(slm, "rotary.out", slm::rotary_out);

@@ -17,6 +17,7 @@ ATTENTION = (
 )
 SCHEMAS = {
     "attention": ATTENTION,
+    "linear": "Tensor value, Tensor codes, Tensor scales, int bits, int group_size",
     "rms_norm": "Tensor value, Tensor gain, float eps",
     "rotary": "Tensor value, Tensor cosine, Tensor sine",
 }
@@ -25,15 +26,20 @@ _LIBRARY = torch.library.Library("slm", "DEF")
 
 
 def _like_first(first: torch.Tensor, *rest: object, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Every operator's result has the shape of its first argument."""
+    """The result has the shape of the first argument."""
     return torch.empty_like(first) if out is None else out
+
+
+def _product(value: torch.Tensor, codes: torch.Tensor, *rest: object, out: torch.Tensor | None = None) -> torch.Tensor:
+    """[S, in] and codes [out, bytes] -> [S, out]."""
+    return value.new_empty(value.shape[0], codes.shape[0]) if out is None else out
 
 
 for _name, _arguments in SCHEMAS.items():
     _LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
     _LIBRARY.define(f"{_name}.out({_arguments}, *, Tensor(z!) out) -> Tensor(z!)")
     for _overload in (_name, f"{_name}.out"):
-        _LIBRARY.impl(_overload, _like_first, "CompositeExplicitAutograd")
+        _LIBRARY.impl(_overload, _product if _name == "linear" else _like_first, "CompositeExplicitAutograd")
 
 
 def load_library(path: Path) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 import executorch.kernels.quantized  # noqa: F401  registers the operators of quantized tables
 import numpy as np
 import torch
-from executorch.extension.pybindings import portable_lib  # type: ignore[import-not-found]
-from executorch.runtime import Method, Runtime, Verification
+from executorch.extension.pybindings import portable_lib
+from executorch.runtime import Runtime, Verification
 
+from exporter.targets.executorch.kernels.build import operators_library
+from exporter.targets.executorch.kernels.operators import load_library
 from exporter.targets.executorch.xnnpack.host import HostLayout
-from exporter.targets.executorch.xnnpack.names import DECODE, HOST_FILE, PREFILL, PROGRAM_FILE
+from exporter.targets.executorch.xnnpack.names import HOST_FILE, METHOD, PROGRAM_FILE
 from exporter.targets.executorch.xnnpack.program import read_methods
 
 
@@ -26,7 +28,9 @@ class ExecutorchDriver:
     def __init__(self, path: Path, layout: HostLayout) -> None:
         self._path, self.context, self.chunk, self.vocab_size = path, layout.context, layout.chunk, layout.vocab_size
         self._program = Runtime.get().load_program(path, verification=Verification.Minimal)
-        self._methods = {name: self._load(name) for name in self._program.method_names if name in (PREFILL, DECODE)}
+        method = self._program.load_method(METHOD)
+        assert method is not None
+        self._method = method
         self._length = 0
 
     def reset(self) -> None:
@@ -48,12 +52,7 @@ class ExecutorchDriver:
 
     def kv_bytes(self) -> int:
         """As the loaded program declares them: the runtime allocates all of it when it loads."""
-        return sum(cache.bytes for cache in read_methods(self._path)[DECODE].caches)
-
-    def _load(self, name: str) -> Method:
-        method = self._program.load_method(name)
-        assert method is not None
-        return method
+        return sum(cache.bytes for cache in read_methods(self._path)[METHOD].caches)
 
     def _chunks(self, token_ids: list[int]) -> Iterator[list[int]]:
         return (token_ids[start : start + self.chunk] for start in range(0, len(token_ids), self.chunk))
@@ -61,23 +60,24 @@ class ExecutorchDriver:
     def _rows(self, token_ids: list[int]) -> Iterator[np.ndarray]:
         for chunk in self._chunks(token_ids):
             for count in range(1, len(chunk) + 1):
-                yield self._run(PREFILL, chunk[:count])
+                yield self._run(chunk[:count])
             self._length += len(chunk)
 
     def _append(self, token_ids: list[int]) -> np.ndarray:
-        logits = self._run(DECODE if len(token_ids) == 1 else PREFILL, token_ids)
+        logits = self._run(token_ids)
         self._length += len(token_ids)
         return logits
 
-    def _run(self, name: str, token_ids: list[int]) -> np.ndarray:
-        inputs = [torch.tensor(token_ids), torch.tensor([self._length])]
-        logits: torch.Tensor = self._methods.get(name, self._methods[DECODE]).execute(inputs)[0]
+    def _run(self, token_ids: list[int]) -> np.ndarray:
+        logits: torch.Tensor = self._method.execute([torch.tensor(token_ids), torch.tensor([self._length])])[0]
         return logits.numpy().copy()
 
 
 def open_driver(folder: Path) -> ExecutorchDriver:
     """Opens an export with ExecuTorch's own runtime."""
     layout = HostLayout.read(folder / HOST_FILE)
+    if layout.own_operators:
+        load_library(operators_library())
     if layout.threads:
         portable_lib._unsafe_reset_threadpool(layout.threads)  # before a method is loaded: it holds on to the pool
     return ExecutorchDriver(folder / PROGRAM_FILE, layout)

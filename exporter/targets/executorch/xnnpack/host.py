@@ -13,12 +13,14 @@ from exporter.errors import CheckpointError
 
 @dataclass(frozen=True)
 class HostLayout:
-    """Longest conversation, most tokens of one prefill call, size of the vocabulary, threads (0: the runtime chooses)."""
+    """Longest conversation, most tokens of one call, size of the vocabulary, threads (0: the runtime chooses), and whether the program
+    calls operators of this project's library."""
 
     context: int
     chunk: int
     vocab_size: int
     threads: int
+    own_operators: bool
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")

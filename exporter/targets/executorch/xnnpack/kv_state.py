@@ -14,7 +14,7 @@ from torch import nn
 from exporter.decoder.cache import EMPTY, LayerCache
 from exporter.decoder.eager_ops import capped
 from exporter.decoder.spec import AttentionSpec
-from exporter.quantize.kv_codec import ChannelConstants, EncodedRows, KvCodec
+from exporter.quantize.kv_codec import EncodedRows, KvCodec
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.xnnpack.names import KEYS, VALUES
 
@@ -88,7 +88,9 @@ class LayerState(nn.Module):
             rows = codec.encode(example)
             for part, values in (("codes", rows.codes), ("scales", rows.scale), ("zeros", rows.zero)):
                 if values is not None:
-                    self.register_buffer(f"{side}_{part}", torch.zeros((ring.slots, *values.shape[1:]), dtype=values.dtype))
+                    self.register_buffer(
+                        f"{side}_{part}", torch.zeros((ring.slots, *values.shape[1:]), dtype=values.dtype)
+                    )
 
     def store(self, side: str, rows: EncodedRows, slots: torch.Tensor) -> EncodedRows:
         """Writes new rows and returns the whole cache."""

@@ -1,7 +1,7 @@
 """Names that the program, its host and the files agree on."""
 
 PROGRAM_FILE, HOST_FILE = "model.pte", "host.json"
-PREFILL, DECODE = "prefill", "decode"
+METHOD = "forward"
 
 KEYS, VALUES = "keys", "values"
 CACHE_PREFIX = "cache"

@@ -7,22 +7,24 @@ computed in the graph, so that the host passes token ids and one position.
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from exporter.decoder.eager_ops import activate, capped, normalize, rotate
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
-from exporter.decoder.spec import SHARED_INPUTS, Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
-from exporter.decoder.weights import DecoderWeights
+from exporter.decoder.spec import SHARED_INPUTS, Activation, AttentionSpec, NormSpec, RotarySpec
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
-from exporter.targets.executorch.xnnpack.weights import Constants, DynamicLinear, looked_up
+from exporter.targets.executorch.xnnpack.weights import Constants, Product, looked_up
 
 
 class ExecutorchOps:
     """Interprets one chunk: token ids int64 [S] from the absolute position int64 [1] on."""
 
     def __init__(
-        self, spec: DecoderSpec, weights: DecoderWeights, constants: Constants, state: KvState, chunk: Chunk
+        self, decoder: QuantizedDecoder, constants: Constants, state: nn.Module, chunk: Chunk, product: type[Product]
     ) -> None:
-        self.spec, self.weights, self.constants, self.state, self.chunk = spec, weights, constants, state, chunk
+        self.decoder, self.weights = decoder, decoder.weights
+        self.constants, self.state, self.chunk, self._product = constants, state, chunk, product
         self._tables: dict[RotarySpec, tuple[torch.Tensor, torch.Tensor]] = {}
         self._products: dict[str, torch.Tensor] = {}
 
@@ -48,16 +50,12 @@ class ExecutorchOps:
         return value.unflatten(-1, (heads, -1))
 
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
-        if rotary not in self._tables:
-            steps = self.constants.constant(f"rotary.{len(self._tables)}", lambda: inverse_frequencies(rotary))
-            angles = self.chunk.positions.float()[:, None, None] * steps
-            factor = attention_factor(rotary)
-            self._tables[rotary] = (angles.cos() * factor, angles.sin() * factor)
-        return rotate(value, rotary, *self._tables[rotary])
+        return rotate(value, rotary, *self._angles(rotary))
 
     def attention(
         self, layer: int, attention: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
+        assert isinstance(self.state, KvState)
         return self.state.attend(layer, self.chunk, query, key, value)
 
     def activation(self, value: torch.Tensor, kind: Activation) -> torch.Tensor:
@@ -72,10 +70,19 @@ class ExecutorchOps:
     def logits(self, value: torch.Tensor, table: str, bias: str | None = None) -> torch.Tensor:
         """Only the last token meets the head: [1, V]."""
         offset = None if bias is None else lambda: self.weights.dense(bias)
-        return DynamicLinear(self.constants, f"head.{table}", [self.weights.quantized(table)], offset)(value[-1:])
+        return self._product(self.constants, table, [self.weights.quantized(table)], offset)(value[-1:])
 
     def soft_cap(self, value: torch.Tensor, cap: float) -> torch.Tensor:
         return capped(value, cap)
+
+    def _angles(self, rotary: RotarySpec) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of the chunk's positions, float32 [S, 1, dimensions / 2] each."""
+        if rotary not in self._tables:
+            steps = self.constants.constant(f"rotary.{len(self._tables)}", lambda: inverse_frequencies(rotary))
+            angles = self.chunk.positions.float()[:, None, None] * steps
+            factor = attention_factor(rotary)
+            self._tables[rotary] = (angles.cos() * factor, angles.sin() * factor)
+        return self._tables[rotary]
 
     def _vector(self, name: str) -> torch.Tensor:
         return self.constants.constant(name, lambda: self.weights.dense(name))
@@ -89,5 +96,5 @@ class ExecutorchOps:
         def biases() -> torch.Tensor:
             return torch.cat([self.weights.dense(f"{name}.bias") for name in names])
 
-        product = DynamicLinear(self.constants, leader, parts, biases if bias else None)(value)
+        product = self._product(self.constants, leader, parts, biases if bias else None)(value)
         self._products.update(zip(names, product.split([part.out_features for part in parts], dim=-1), strict=True))

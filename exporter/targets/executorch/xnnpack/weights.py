@@ -4,7 +4,8 @@ XNNPACK rounds each row of activations to INT8 when it meets it, and multiplies 
 with a bf16 scale per group, INT8 with one scale per row. Nothing is quantized a second time.
 
 A table that is also the head keeps one order of nibbles, XNNPACK's (first element low), so that both copies are equal bytes; the
-lookup operator reads the first element from the high nibble, hence the exchange of neighbours after it.
+lookup operator reads the first element from the high nibble, hence the exchange of neighbours after it. `aliasing` then stores them
+once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  defines the embedding operators
+import executorch.exir.passes._quant_patterns_and_replacements
 import executorch.kernels.quantized  # noqa: F401  and their variants with an output argument
 import torch
 from torch import nn
@@ -39,8 +40,8 @@ class Constants(nn.Module):
 
 
 @dataclass(frozen=True)
-class DynamicLinear:
-    """A product of activations that are rounded to INT8 row by row with one matrix, or with several of one input side by side."""
+class Product:
+    """A product of activations with one matrix, or with several of one input side by side."""
 
     constants: Constants
     name: str
@@ -49,11 +50,32 @@ class DynamicLinear:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """float32 [S, in] -> float32 [S, out]."""
+        raise NotImplementedError
+
+    def _offset(self) -> torch.Tensor | None:
+        return None if self.bias is None else self.constants.constant(f"{self.name}.bias", self.bias)
+
+
+class FloatProduct(Product):
+    """Activations stay float32: this project's own operator."""
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        chosen = self.parts[0].format
+        codes, scales = packed_constants(self.constants, self.name, lambda: join_rows(self.parts))
+        product = torch.ops.slm.linear(rows, codes, scales, chosen.bits, chosen.group_size)
+        offset = self._offset()
+        return product if offset is None else product + offset
+
+
+class DynamicProduct(Product):
+    """Activations are rounded to INT8 row by row: XNNPACK's."""
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """float32 [S, in] -> float32 [S, out]."""
         scale, zero = _OPERATORS.choose_qparams_per_token_asymmetric.default(rows, torch.int8)
         rounded = _OPERATORS.quantize_per_token.default(rows, scale, zero, -128, 127, torch.int8)
         rows = _OPERATORS.dequantize_per_token.default(rounded, scale, zero, -128, 127, torch.int8, torch.float32)
-        bias = None if self.bias is None else self.constants.constant(f"{self.name}.bias", self.bias)
-        return nn.functional.linear(rows, self._matrix(), bias)
+        return nn.functional.linear(rows, self._matrix(), self._offset())
 
     def _matrix(self) -> torch.Tensor:
         chosen, constant, name = self.parts[0].format, self.constants.constant, self.name
@@ -72,14 +94,27 @@ class DynamicLinear:
         return scales if self.parts[0].format.bits == 4 else scales[:, 0]
 
 
+def packed_constants(
+    constants: Constants, name: str, make: Callable[[], QuantizedMatrix]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales [out, groups] as tables and float products read them: INT8, or nibbles plus 8 in the order of XNNPACK."""
+
+    def codes() -> torch.Tensor:
+        matrix = make()
+        return matrix.codes() if matrix.format.bits == 8 else matrix.packed ^ 0x88  # +8 flips a nibble's highest bit
+
+    return (
+        constants.constant(f"{name}.packed", codes),
+        constants.constant(f"{name}.packed_scales", lambda: half_where_exact(make().scales)),
+    )
+
+
 def looked_up(constants: Constants, name: str, table: QuantizedMatrix, token_ids: torch.Tensor) -> torch.Tensor:
     """Rows of a quantized table: int64 [S] -> float32 [S, D]."""
-    scales = constants.constant(f"{name}.row_scales", lambda: half_where_exact(table.scales))
+    codes, scales = packed_constants(constants, name, lambda: table)
     if table.format.bits == 8:
-        codes = constants.constant(f"{name}.row_codes", table.codes)
         return _OPERATORS.embedding_byte.dtype(codes, scales, None, -128, 127, token_ids, dtype=torch.float32)
-    packed = constants.constant(f"{name}.row_codes", lambda: table.packed ^ 0x88)  # +8 flips a nibble's highest bit
-    rows = _OPERATORS.embedding_4bit.dtype(packed, scales, None, -8, 7, token_ids, dtype=torch.float32)
+    rows = _OPERATORS.embedding_4bit.dtype(codes, scales, None, -8, 7, token_ids, dtype=torch.float32)
     return rows.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
 
 
