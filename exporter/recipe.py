@@ -169,6 +169,25 @@ class OnnxSection(Section):
     """Threads of a session; 0 leaves the choice to ONNX Runtime."""
 
 
+class OperatorSet(StrEnum):
+    """Whose operators an ExecuTorch program calls beside XNNPACK's."""
+
+    OWN = "own"
+    PLAIN = "plain"
+
+
+class ExecutorchSection(Section):
+    """How an ExecuTorch program for a CPU computes; other targets do not read it."""
+
+    activation_bits: Literal[8, 32] = 8
+    """Activations that meet quantized weights: rounded to INT8 row by row (XNNPACK), or float32 (own operators; for small models)."""
+    operators: OperatorSet = OperatorSet.OWN
+    """own: attention over packed INT8 and INT4 caches, norms and rotation in C++ operators that an app links; built here by the C++
+    compiler. plain: ExecuTorch's own operators alone, which unpack every slot of a cache for every call."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of the runtime; 0 leaves the choice to ExecuTorch."""
+
+
 class DeviceSection(Section):
     """Facts of the device that `plan` computes with."""
 
@@ -194,6 +213,7 @@ class Recipe(Section):
     gates: GatesSection = GatesSection()
     gates_int4_kv: Int4KvGatesSection = Int4KvGatesSection()
     onnx: OnnxSection = OnnxSection()
+    executorch: ExecutorchSection = ExecutorchSection()
     device: DeviceSection = DeviceSection()
     seed: int = 0
     """Seed of everything random."""

@@ -58,11 +58,13 @@ class LowerRequest:
 
 @dataclass(frozen=True)
 class Delegation:
-    """Read back from the artifact: the share of operators inside delegates, delegates per method, operators left outside."""
+    """Read back from the artifact: the share of operators inside delegates, delegates per method, and operators outside that belong
+    inside. `one_per_method`: the backend takes a method as a whole, so that a second delegate means that something split it."""
 
     fraction: float
     delegates_per_method: dict[str, int]
     operators_outside: tuple[str, ...]
+    one_per_method: bool = True
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def _delegation_problems(delegation: Delegation) -> list[str]:
     if delegation.operators_outside:
         problems.append(f"operators outside the delegate: {', '.join(delegation.operators_outside)}")
     split = [f"{method} has {count}" for method, count in delegation.delegates_per_method.items() if count != 1]
-    if split:
+    if split and delegation.one_per_method:
         problems.append(f"each method must be exactly one delegate: {', '.join(split)}")
     return problems
 

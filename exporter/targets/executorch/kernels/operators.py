@@ -1,0 +1,47 @@
+"""The operators' schemas, and what torch.export must know of them: shapes alone. The library registers what they compute.
+
+Both overloads of each must have an implementation for every device, or lowering finds none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+
+CACHES = "Tensor(a!) keys, Tensor(b!) values, Tensor(c!) scales"
+ATTENTION = (
+    f"Tensor query, Tensor key, Tensor value, Tensor position, {CACHES}, Tensor constants, Tensor slopes, int bits, int window, "
+    "int sinks, bool zero_point, bool rotation, float score_scale, float score_cap"
+)
+SCHEMAS = {
+    "attention": ATTENTION,
+    "linear": "Tensor value, Tensor codes, Tensor scales, int bits, int group_size",
+    "rms_norm": "Tensor value, Tensor gain, float eps",
+    "rotary": "Tensor value, Tensor cosine, Tensor sine",
+}
+
+_LIBRARY = torch.library.Library("slm", "DEF")
+
+
+def _like_first(first: torch.Tensor, *rest: object, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The result has the shape of the first argument."""
+    return torch.empty_like(first) if out is None else out
+
+
+def _product(value: torch.Tensor, codes: torch.Tensor, *rest: object, out: torch.Tensor | None = None) -> torch.Tensor:
+    """[S, in] and codes [out, bytes] -> [S, out]."""
+    return value.new_empty(value.shape[0], codes.shape[0]) if out is None else out
+
+
+for _name, _arguments in SCHEMAS.items():
+    _LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
+    _LIBRARY.define(f"{_name}.out({_arguments}, *, Tensor(z!) out) -> Tensor(z!)")
+    for _overload in (_name, f"{_name}.out"):
+        _LIBRARY.impl(_overload, _product if _name == "linear" else _like_first, "CompositeExplicitAutograd")
+
+
+def load_library(path: Path) -> None:
+    """Registers the operators in this process. ExecuTorch's Python runtime must have been imported before."""
+    ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)

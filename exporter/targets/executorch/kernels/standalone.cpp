@@ -1,0 +1,34 @@
+// A C function for tests and for hosts without ExecuTorch: one chunk of attention by a path of a given name.
+#include <cstring>
+
+#include "attention.h"
+
+extern "C" {
+
+// Sizes: slots, K, H, Hd, window, sinks, bits, zero_point, rotation, start, tokens. Returns 0 where the path is not to be had.
+__attribute__((visibility("default"))) int slm_attention(const char* name, const int64_t* sizes, float score_scale, float score_cap, const float* constants,
+                  const float* slopes, uint8_t* keys, uint8_t* values, uint16_t* scales, const float* query, const float* key,
+                  const float* value, float* out) {
+  using namespace slm;
+  const Layer layer{sizes[0], sizes[1], sizes[2], sizes[3],  sizes[4],  sizes[5], static_cast<int>(sizes[6]), sizes[7] != 0,
+                    sizes[8] != 0, score_scale, score_cap, constants, slopes, keys,   values,   scales};
+  const Chunk chunk{sizes[9], sizes[10], query, key, value, out};
+  const Path* found = nullptr;
+  for (const Path* path : {&portable_path(), avx2_path(), avx512_path(), neon_path()})
+    if (path != nullptr && std::strcmp(path->name, name) == 0) found = path;
+  if (found == nullptr) return 0;
+  for (int64_t head = 0; head < layer.kv_heads; head++) {
+    store(layer, chunk, head);
+    attend(layer, chunk, *found, head, 0, chunk.tokens);
+  }
+  return 1;
+}
+
+// The name of the path that this processor takes by itself.
+__attribute__((visibility("default"))) const char* slm_fastest_path() {
+  using namespace slm;
+  for (const Path* path : {avx512_path(), avx2_path(), neon_path()})
+    if (path != nullptr) return path->name;
+  return portable_path().name;
+}
+}

@@ -1,0 +1,140 @@
+"""The attention operator against the oracle's codec and cache: every path of this machine, every codec, rings and sinks."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("executorch", reason="the executorch extra is not installed")
+
+from kernel_calls import KernelLayer, kernel_library
+
+from exporter.decoder.cache import LayerCache
+from exporter.decoder.spec import AttentionSpec
+from exporter.decoder.torch_ops import TorchOps
+from exporter.errors import ToolchainMissing
+from exporter.quantize.formats import KvFormat, KvScaling
+from exporter.quantize.kv_codec import ChannelConstants, KvCodec, LayerKvConstants
+from exporter.targets.executorch.kernels import build
+from tests.unit.helpers import TinyModel, normal, random_weights
+
+PER_TOKEN = KvScaling.PER_TOKEN
+CODECS = {
+    "int8": KvFormat(8, PER_TOKEN),
+    "int8-zero": KvFormat(8, PER_TOKEN, zero_point=True),
+    "int4": KvFormat(4, PER_TOKEN),
+    "int4-zero": KvFormat(4, PER_TOKEN, zero_point=True),
+    "int4-zero-rotated": KvFormat(4, PER_TOKEN, zero_point=True, rotation=True),
+}
+RINGS = {
+    "full": LayerCache(400),
+    "ring": LayerCache(64, 40),
+    "sinks": LayerCache(64, 40, 3),
+}
+ATTENTION = AttentionSpec(8, 2, 32, 0.2, None)
+HEADS = {
+    "grouped": ATTENTION,
+    "one-query-per-key": replace(ATTENTION, query_heads=3, kv_heads=3),
+    "many-queries": replace(ATTENTION, query_heads=11, kv_heads=1, head_dim=64),
+    "wide": replace(ATTENTION, head_dim=256),
+    "capped": replace(ATTENTION, score_cap=2.0),
+    "sloped": replace(ATTENTION, distance_slopes=tuple(0.5**i for i in range(8))),
+    "narrow": replace(ATTENTION, head_dim=8),
+}
+CHUNKS = (17, 1, 1, 24, 1, 24, 24, 1, 24, 24, 24, 3)
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    if build.find_compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    pytest.importorskip("executorch.extension.pybindings.portable_lib")
+    return kernel_library(build.operators_library())
+
+
+def paths(library: ctypes.CDLL) -> list[str]:
+    fastest = library.slm_fastest_path().decode()
+    return ["portable", *(["avx2"] if fastest == "avx512" else []), *([fastest] if fastest != "portable" else [])]
+
+
+def calibrated(attention: AttentionSpec) -> LayerKvConstants:
+    shape = attention.kv_heads, attention.head_dim
+    sides = [ChannelConstants(0.3 * normal(seed, *shape), normal(seed + 1, *shape).abs() + 0.5) for seed in (1, 3)]
+    return LayerKvConstants(*sides)
+
+
+def oracle(attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat, constants: LayerKvConstants) -> TorchOps:
+    spec = TinyModel(windows=(None,)).spec()
+    weights = random_weights(spec)
+    spec = replace(spec, layers=(replace(spec.layers[0], attention=attention),))
+    return TorchOps(spec, weights, (ring,), kv_format, (constants,))
+
+
+def differences(
+    library: ctypes.CDLL, path: str, attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat
+) -> tuple:
+    """Largest relative difference of what was attended, and stored rows of both: codes and scales."""
+    constants = calibrated(attention)
+    reference, layer = (
+        oracle(attention, ring, kv_format, constants),
+        KernelLayer(library, path, attention, ring, kv_format, constants),
+    )
+    worst = 0.0
+    for seed, count in enumerate(CHUNKS):
+        query = normal(10 * seed, count, attention.query_heads, attention.head_dim)
+        key, value = (normal(10 * seed + i, count, attention.kv_heads, attention.head_dim) for i in (1, 2))
+        wanted = reference.attention(0, attention, query, key, value)
+        found = layer.attend(query, key, value)
+        worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max()))
+    return worst, reference.caches[0], layer
+
+
+@pytest.mark.parametrize("ring", RINGS.values(), ids=RINGS)
+@pytest.mark.parametrize("kv_format", CODECS.values(), ids=CODECS)
+def test_every_path_attends_as_the_oracle_does(library: ctypes.CDLL, kv_format: KvFormat, ring: LayerCache) -> None:
+    for path in paths(library):
+        worst, _, _ = differences(library, path, ATTENTION, ring, kv_format)
+        assert worst < 1e-3, path
+
+
+@pytest.mark.parametrize("attention", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_shape_of_heads(library: ctypes.CDLL, attention: AttentionSpec, bits: int) -> None:
+    for path in paths(library) if attention.head_dim % 16 == 0 else ["portable"]:
+        worst, _, _ = differences(library, path, attention, RINGS["sinks"], KvFormat(bits, PER_TOKEN, zero_point=True))
+        assert worst < 1e-3, path
+
+
+@pytest.mark.parametrize("kv_format", CODECS.values(), ids=CODECS)
+def test_what_is_stored_is_what_the_codec_stores(library: ctypes.CDLL, kv_format: KvFormat) -> None:
+    _, cache, layer = differences(library, "portable", ATTENTION, RINGS["ring"], kv_format)
+    assert cache._keys is not None and cache._values is not None
+    for side, (codes, rows) in enumerate(zip(layer.codes(), (cache._keys, cache._values), strict=True)):
+        heads = slice(side * ATTENTION.kv_heads, (side + 1) * ATTENTION.kv_heads)
+        assert rows.scale is not None
+        same_scales = (rows.scale.numpy() == layer.scales[heads].T).mean()
+        assert same_scales > (0.99 if kv_format.rotation else 0.999)
+        plain = KvCodec(replace(kv_format, zero_point=True), cache.key.constants)._unpack(rows.codes).numpy()
+        differs = np.abs(codes.astype(int) - plain.astype(int))
+        assert differs.max() <= 1
+        assert (differs != 0).mean() < 1e-3
+
+
+def test_the_same_integers_come_of_every_path(library: ctypes.CDLL) -> None:
+    """Products are exact: paths may differ in the last bits of the softmax only, not in what they multiply."""
+    found = [differences(library, path, ATTENTION, RINGS["sinks"], CODECS["int4-zero"])[2] for path in paths(library)]
+    query, key, value = normal(7, 4, 8, 32), normal(8, 4, 2, 32), normal(9, 4, 2, 32)
+    first, *others = [layer.attend(query, key, value) for layer in found]
+    for other in others:
+        assert torch.equal(first, other)
+
+
+def test_without_a_compiler_the_error_names_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ToolchainMissing, match=r"C\+\+ compiler") as caught:
+        build.operators_library()
+    assert "executorch.operators=plain" in caught.value.next_step
