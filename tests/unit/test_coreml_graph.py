@@ -16,7 +16,7 @@ from coreml_pieces import run_piece, value
 
 from exporter.decoder.cache import EMPTY, LayerCache
 from exporter.decoder.rotary import cosine_sine
-from exporter.decoder.spec import RotarySpec
+from exporter.decoder.spec import AttentionSpec, RotarySpec
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightFormat
 from exporter.quantize.int4 import quantize_nearest
@@ -115,7 +115,8 @@ def test_tokens_go_to_their_slots_and_no_other_slot_changes(
 @pytest.mark.parametrize(("ring", "tokens", "position"), calls(0, 2, 8, 16, 40, 48))
 def test_the_mask_is_the_rule_of_the_cache(ring: LayerCache, tokens: int, position: int, tmp_path: Path) -> None:
     def build(graph: FunctionGraph) -> object:
-        return Positions(graph, ROWS, graph.input("position"), tokens, 64).mask(ring, 2)
+        attention = AttentionSpec(query_heads=4, kv_heads=2, head_dim=8, score_scale=1.0, rotary=None)
+        return Positions(graph, ROWS, graph.input("position"), tokens, 64).mask(ring, attention)
 
     found, _ = run_piece(tmp_path, build, {"unused": np.zeros((1, 1), np.float16)}, position)
     seen = ring.visible(np.arange(position, position + tokens), ring.held_positions(position + tokens))

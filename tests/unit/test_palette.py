@@ -110,7 +110,7 @@ def test_targets_without_palettes_refuse_them(recipe: str) -> None:
 def test_rows_that_a_palette_would_cut_are_refused_with_the_number_that_fits() -> None:
     spec = TinyModel(vocab_size=60, windows=(None,)).spec()
     for rows, fits in ((8, False), (4, True)):
-        chosen = load_recipe("ios-ane", (f"weights.palette_rows={rows}", "cache.window=64"))
+        chosen = load_recipe("ios-ane", (f"weights.palette_rows={rows}", "weights.embedding_bits=4", "cache.window=64"))
         if fits:
             check_refusals(spec, chosen, find_target(chosen.target.kind))
             continue

@@ -12,10 +12,14 @@ def numbered(*shape: int) -> torch.Tensor:
     return torch.arange(torch.Size(shape).numel(), dtype=torch.float32).view(shape)
 
 
+def extract(source: Source, tensor: torch.Tensor) -> torch.Tensor:
+    return source.scaled(source.unpack(tensor))
+
+
 def test_parts_of_a_fused_tensor_lie_one_above_the_other() -> None:
     tensor, parts = numbered(9, 2), fused(4, 3, 2)
     assert parts == (Rows(0, 4, 9), Rows(4, 3, 9), Rows(7, 2, 9))
-    taken = [Source("t", rows).extract(tensor) for rows in parts]
+    taken = [extract(Source("t", rows), tensor) for rows in parts]
     assert torch.equal(torch.cat(taken), tensor)
     assert [Source("t", rows).stored_shape((rows.count, 2)) for rows in parts] == [(9, 2)] * 3
 
@@ -23,22 +27,22 @@ def test_parts_of_a_fused_tensor_lie_one_above_the_other() -> None:
 def test_parts_that_repeat_are_gathered_from_every_run() -> None:
     """Two key heads, each with two query heads of one row."""
     tensor, (queries, keys, values) = numbered(8, 1), fused(2, 1, 1)
-    assert Source("t", queries).extract(tensor).flatten().tolist() == [0, 1, 4, 5]
-    assert Source("t", keys).extract(tensor).flatten().tolist() == [2, 6]
-    assert Source("t", values).extract(tensor).flatten().tolist() == [3, 7]
+    assert extract(Source("t", queries), tensor).flatten().tolist() == [0, 1, 4, 5]
+    assert extract(Source("t", keys), tensor).flatten().tolist() == [2, 6]
+    assert extract(Source("t", values), tensor).flatten().tolist() == [3, 7]
     assert Source("t", queries).stored_shape((4, 1)) == Source("t", keys).stored_shape((2, 1)) == (8, 1)
 
 
 def test_a_transposed_tensor_is_turned_before_it_is_cut() -> None:
     tensor = numbered(2, 6)
     source = Source("t", fused(2, 2, 2)[1], transposed=True)
-    assert torch.equal(source.extract(tensor), tensor.T[2:4])
-    assert source.extract(tensor).is_contiguous()
+    assert torch.equal(extract(source, tensor), tensor.T[2:4])
+    assert extract(source, tensor).is_contiguous()
     assert source.stored_shape((2, 2)) == (2, 6)
 
 
 def test_constants_are_multiplied_and_added() -> None:
-    assert Source("t", factor=2.0, offset=1.0).extract(torch.tensor([3.0])).tolist() == [7.0]
+    assert extract(Source("t", factor=2.0, offset=1.0), torch.tensor([3.0])).tolist() == [7.0]
 
 
 def test_a_bias_lies_beside_its_matrix_in_the_same_rows_and_is_never_transposed() -> None:
@@ -67,10 +71,10 @@ def test_a_head_that_shares_a_scaled_table_is_evened_out_by_the_norm_before_it()
     weights = LLAMA_WEIGHTS.changed(["final_norm"], offset=1.0)
     for tied in (True, False):
         scaled = scaled_ends(weights, tied, embedding=6.0, logits=0.5)
-        embedding = scaled.source("embedding").extract(table)
+        embedding = extract(scaled.source("embedding"), table)
         torch.testing.assert_close(embedding, 6.0 * table)
-        head = embedding if tied else scaled.source("head").extract(table)
-        logits = (normed * scaled.source("final_norm").extract(gain)) @ head.T
+        head = embedding if tied else extract(scaled.source("head"), table)
+        logits = (normed * extract(scaled.source("final_norm"), gain)) @ head.T
         torch.testing.assert_close(logits, 0.5 * (normed * (1 + gain)) @ table.T)
 
 
@@ -78,3 +82,13 @@ def test_slopes_fall_geometrically_and_split_the_next_power_of_two() -> None:
     assert distance_slopes(8) == tuple(2.0**-index for index in range(1, 9))
     assert distance_slopes(4) == (0.25, 0.0625, 2.0**-6, 2.0**-8)
     assert distance_slopes(6) == (0.25, 0.0625, 2.0**-6, 2.0**-8, 0.5, 0.125)
+
+
+def test_rows_of_a_weight_are_rows_of_its_tensor_where_they_lie_together() -> None:
+    first, second = fused(4, 3)
+    assert Source("t").stored_rows(slice(2, 5), 9) == slice(2, 5)
+    assert Source("t", second).stored_rows(slice(1, 3), 7) == slice(5, 7)
+    assert Source("t", second).stored_rows(slice(None), 7) == slice(4, 7)
+    assert torch.equal(Source("t", second).stored_rows(torch.tensor([0, 2]), 7), torch.tensor([4, 6]))
+    assert Source("t", first).stored_rows(slice(0, 2), 14) is None
+    assert Source("t", transposed=True).stored_rows(slice(0, 2), 7) is None
