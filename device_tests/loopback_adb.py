@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -319,3 +320,15 @@ class Sync:
         target.chmod(int(mode) & 0o777)
         self.device.received.append(name)
         self.stream.write(struct.pack("<4sI", b"OKAY", 0))
+
+
+def main() -> None:
+    """python -m device_tests.loopback_adb FOLDER: a device until Ctrl-C, for trying out the adb path without a phone."""
+    with LoopbackAdb(Path(sys.argv[1])) as device:
+        print(f"adb connect {device.serial}", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

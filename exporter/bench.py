@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from device_tests.devices.base import Device, DeviceKind, RunnerFiles, find_device
+from device_tests.devices.base import Device, DeviceKind, RunnerFiles, device_kinds, find_device
 from device_tests.harness import Job, Measurement, measure
 from device_tests.protocol import RunnerRequest
 from exporter.checkpoint.checkpoint import COMPANION_FILES
@@ -76,17 +76,23 @@ def bench(request: BenchRequest, display: StageDisplay) -> list[dict[str, Any]]:
 
 def ready_devices(request: BenchRequest, target: Target) -> list[tuple[Device, RunnerFiles]]:
     """Every device with its runner. Raises PlanRefused, UsageError or ToolchainMissing naming all that is wrong, before any work."""
-    found, missing = [], []
-    for text in dict.fromkeys(request.devices):
-        kind, device = find_device(text)
-        runner = _runner(request, target, kind, device)
-        problem = device.lacks()
-        if problem:
-            missing.append(f"{device.name}: {problem}")
-        found.append((device, runner))
+    named = [find_device(text) for text in dict.fromkeys(request.devices)]
+    problems = {device.name: device.lacks() for _, device in named}
+    missing = [f"{name}: {problem}" for name, problem in problems.items() if problem]
     if missing:
         raise ToolchainMissing("; ".join(missing), "see: slm-export devices")
-    return found
+    return [(device, _runner(request, target, kind, device)) for kind, device in named]
+
+
+def list_devices() -> list[dict[str, Any]]:
+    """Every device that can be found, and what each lacks."""
+    kinds = device_kinds()
+    found = [(name, device) for name in kinds for device in kinds.get(name).attached()]
+    problems = [(kind, device, device.lacks()) for kind, device in found]
+    return [
+        {"device": device.name, "kind": kind, "ready": problem is None, "lacks": problem}
+        for kind, device, problem in problems
+    ]
 
 
 def _runner(request: BenchRequest, target: Target, kind: DeviceKind, device: Device) -> RunnerFiles:

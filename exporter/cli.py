@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from exporter.errors import ExitCode, SlmExportError
+from exporter.errors import ExitCode, SlmExportError, UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 recipes_app = typer.Typer(add_completion=False, help="List and show recipes.", rich_markup_mode=None)
@@ -26,6 +26,11 @@ ModelOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe value: section.field=value.", metavar="KEY=VALUE")
 ]
+DeviceOption = Annotated[
+    list[str] | None,
+    typer.Option("--device", "-d", help="Measure on KIND or KIND:NAME; see slm-export devices.", metavar="KIND"),
+]
+RunnerOption = Annotated[Path | None, typer.Option(help="Folder of a C++ runner, for devices without Python.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -41,6 +46,8 @@ def main_command(
     overrides: SetOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     resume: Annotated[bool, typer.Option(help="Reuse finished stages of earlier runs.")] = True,
+    device: DeviceOption = None,
+    runner: RunnerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a trained small language model for a phone, verified.
@@ -69,7 +76,14 @@ def main_command(
         )
     display = StageDisplay(console, quiet=as_json)
     several = len(recipes) > 1
+    if device and several:
+        raise UsageError("--device measures one export", "export first, then: slm-export bench FOLDER")
     report = export_several(request, recipes, display) if several else export(request, display)
+    if device:
+        from exporter.bench import BenchRequest, bench
+
+        report["latency_devices"] = bench(BenchRequest(request.output, tuple(device), runner=runner), display)
+        report["latency"] = report["latency_devices"][0]
     if as_json:
         typer.echo(json.dumps(report))
         return
@@ -166,19 +180,14 @@ def generate_command(
 @app.command("bench")
 def bench_command(
     folder: Annotated[Path, typer.Argument(help="Output folder of an export.")],
-    device: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--device", "-d", help="Where to measure; see slm-export devices. Default: local.", metavar="KIND"
-        ),
-    ] = None,
+    device: DeviceOption = None,
     prompt_tokens: Annotated[
         list[int] | None, typer.Option(min=1, help="Length of a prompt; default: 32 and 256, or what fits.")
     ] = None,
     generate: Annotated[int, typer.Option(min=2, help="Tokens to generate after each prompt.")] = 64,
     repetitions: Annotated[int, typer.Option(min=1, help="Timed runs of each prompt.")] = 5,
     warm_up: Annotated[int, typer.Option(min=0, help="Runs of each prompt before those that count.")] = 1,
-    runner: Annotated[Path | None, typer.Option(help="Folder of a C++ runner, for devices without Python.")] = None,
+    runner: RunnerOption = None,
     time_limit: Annotated[float, typer.Option(min=1, help="Seconds that one device may take.")] = 600.0,
     accept_near_ties: Annotated[
         bool, typer.Option("--accept-near-ties", help="Let a token differ where the oracle sees a near-tie.")
@@ -240,6 +249,22 @@ def compare_command(
         raise BudgetExceeded(
             f"{len(comparison.broken)} budgets broken: {broken}", "make it smaller or faster, or change the budget"
         )
+
+
+@app.command("devices")
+def devices_command(as_json: JsonOption = False) -> None:
+    """List devices to measure on, and what each lacks."""
+    from exporter.bench import list_devices
+
+    found = list_devices()
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for entry in found:
+        typer.echo(
+            f"{'ready   ' if entry['ready'] else 'missing '} {entry['device']:<28} {entry['lacks'] or ''}".rstrip()
+        )
+    typer.echo("any      ssh:HOST                     a host of your ssh configuration")
 
 
 @app.command("doctor")

@@ -121,11 +121,17 @@ def attached_states() -> dict[str, str]:
     return {serial: state.strip() for serial, state in pairs}
 
 
+def ready_serials(states: dict[str, str]) -> list[str]:
+    """Serial numbers of devices that answer."""
+    return sorted(serial for serial, state in states.items() if state == "device")
+
+
 def _several(states: dict[str, str]) -> str:
     """Why `adb` alone does not name a device."""
-    if not states:
+    ready = ready_serials(states)
+    if not ready:
         return "no device is attached; connect one and allow USB debugging"
-    return f"several are attached; name one: {', '.join(f'adb:{serial}' for serial in sorted(states))}"
+    return f"several are attached; name one: {', '.join(f'adb:{serial}' for serial in ready)}"
 
 
 class AdbKind:
@@ -134,8 +140,8 @@ class AdbKind:
     needs_runner = True
 
     def device(self, argument: str) -> Device:
-        states = {} if argument else attached_states()
-        return AdbDevice(next(iter(states)) if len(states) == 1 else argument)
+        ready = [] if argument else ready_serials(attached_states())
+        return AdbDevice(ready[0] if len(ready) == 1 else argument)
 
     def attached(self) -> list[Device]:
         return [AdbDevice(serial) for serial in attached_states()] or [AdbDevice("")]

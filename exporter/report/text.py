@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.plan import Plan
+from exporter.report.latency import latency_lines
 from exporter.verify.gates import percent_rise
 
 
@@ -78,6 +79,7 @@ def summary_lines(report: dict[str, Any], output: Path) -> list[str]:
         *([] if fraction is None else [f"delegated        {fraction:.0%} of the operators"]),
         f"kv cache         {cache_type(cache['bits'])}, {size_text(cache['bytes_total'])}, slots {cache['slots_per_layer']}",
         *verification_lines(report),
+        *(line for section in report.get("latency_devices", ()) for line in latency_lines(section)),
         f"took             {report['export']['wall_s']:.0f} s, {report['export']['cpu_s']:.0f} CPU s, "
         f"{size_text(report['export']['peak_rss_bytes'])} peak memory",
     ]

@@ -204,3 +204,25 @@ def test_bench_refuses_what_does_not_fit_the_context(slm_export: SlmExport, expo
     failed = slm_export.run("bench", str(exported), "--prompt-tokens", "500", "--generate", "64")
     assert failed.returncode == 2
     assert "do not fit the context of 512" in failed.stderr
+
+
+def test_a_device_that_is_missing_ends_with_6_before_any_work(slm_export: SlmExport, exported: Path) -> None:
+    failed = slm_export.run("bench", str(exported), "--device", "iphone", "--device", "qai-hub:Phone")
+    assert failed.returncode == 6
+    assert "iphone: " in failed.stderr
+    assert "qai-hub:Phone: " in failed.stderr
+    assert "latency" not in read_json(exported, "report")
+
+
+def test_a_runner_that_is_lost_leaves_a_report_marked_as_partial(
+    slm_export: SlmExport, exported: Path, tmp_path: Path
+) -> None:
+    folder, runner = tmp_path / "out", tmp_path / "onnxruntime_runner"
+    shutil.copytree(exported, folder)
+    runner.write_text("#!/bin/sh\nsleep 60\n", encoding="utf-8")
+    runner.chmod(0o755)
+    failed = slm_export.run("bench", str(folder), *BENCH, "--runner", str(runner), "--time-limit", "2")
+    assert failed.returncode == 6
+    latency = read_json(folder, "report")["latency"]
+    assert (latency["status"], latency["ttft_ms"]) == ("partial", None)
+    assert "while loading" in latency["failure"]

@@ -118,6 +118,7 @@ def test_help_lists_every_command(run: Run) -> None:
         "generate",
         "bench",
         "compare",
+        "devices",
         "doctor",
         "recipes",
         "--recipe",
