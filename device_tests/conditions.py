@@ -34,7 +34,7 @@ echo "kernel $(uname -sr)"; echo "architecture $(uname -m)"
 while read -r line; do case $line in model\ name*) echo "processor ${line#*: }"; break;; esac; done < /proc/cpuinfo
 while read -r key kilobytes _; do [ "$key" = MemTotal: ] && echo "memory_kb $kilobytes"; done < /proc/meminfo
 if command -v getprop > /dev/null 2>&1; then
-  echo "soc $(getprop ro.soc.model)"; echo "model $(getprop ro.product.model)"; echo "system Android $(getprop ro.build.version.release)"
+  echo "soc $(getprop ro.soc.model)"; echo "model $(getprop ro.product.model)"; echo "system $(getprop ro.build.version.release)"
 fi
 true
 """
@@ -98,7 +98,7 @@ class Identity:
 
     @staticmethod
     def parse(text: str) -> Identity:
-        said = {key: value for key, _, value in (line.partition(" ") for line in text.splitlines()) if value}
+        said = {key: value for key, _, value in (line.partition(" ") for line in text.splitlines()) if value.strip()}
         memory = said.get("memory_kb", "")
         names = ("kernel", "architecture", "processor", "soc", "model", "system")
         kernel, architecture, processor, soc, model, system = (said.get(name) for name in names)

@@ -27,7 +27,7 @@ from device_tests.protocol import (
 )
 from exporter.runtime.driver import Driver, open_driver
 
-PROBE_ROUNDS = 5
+PROBE_ROUNDS = 20
 SHORTEST_PROBE_NS = 20_000_000
 """A buffer that is read faster is read several times in a row per sample: clocks and thread starts must not be what is measured."""
 

@@ -19,6 +19,7 @@ from exporter.errors import GateFailed, PlanRefused, SlmExportError, ToolchainMi
 from exporter.manifest import REPORT_FILE, check_integrity, exported_recipe, read_manifest
 from exporter.progress import StageDisplay
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
+from exporter.report.html import write_html
 from exporter.report.latency import TokenCheck, latency_section
 from exporter.stages import VERIFICATION_FOLDER
 from exporter.targets.base import Obtained, Target, find_target
@@ -242,3 +243,4 @@ def write_sections(folder: Path, report: dict[str, Any], sections: list[dict[str
     partial = folder / f".{REPORT_FILE}.{os.getpid()}"
     partial.write_text(json.dumps(updated, indent=2) + "\n", encoding="utf-8")
     partial.replace(folder / REPORT_FILE)
+    write_html(updated, folder)

@@ -19,6 +19,7 @@ from exporter.progress import StageDisplay, peak_rss_bytes
 from exporter.quantize.quantized_checkpoint import load_quantized
 from exporter.recipe import Recipe
 from exporter.report.build import build_report, export_section, parity_section, quality_section, write_report
+from exporter.report.html import write_html
 from exporter.resources import example_folder
 from exporter.stage_cache import StageCache, cache_root, content_key
 from exporter.stages import VERIFICATION_FOLDER, Run, assemble, lower, quantize, reference, verify
@@ -92,6 +93,7 @@ def export(request: ExportRequest, display: StageDisplay, logits: Path | None = 
         shipped = sum((folder / name).stat().st_size for name in outcome.shipped_files)
         report = build_report(recipe, target, plan, _combined_hash(run.inputs), outcome, shipped, sections)
         write_report(report, folder / REPORT_FILE)
+        write_html(report, folder)
     return report
 
 

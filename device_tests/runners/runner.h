@@ -18,7 +18,7 @@
 namespace slm {
 
 constexpr int kProtocol = 1;
-constexpr int kProbeRounds = 5;
+constexpr int kProbeRounds = 20;
 constexpr int64_t kShortestProbeNs = 20000000;
 
 // An engine with one artifact and the cache of one conversation. Both calls return the likeliest next token, the first of equals.

@@ -14,7 +14,8 @@ ROOM = re.compile(r"(?:exporter|docs|tests|recipes|examples|benchmarks|device_te
 @pytest.fixture(scope="module")
 def sources() -> str:
     """All code of the package, and the project file."""
-    files = [*(REPOSITORY / "exporter").rglob("*.py"), REPOSITORY / "Makefile", REPOSITORY / "pyproject.toml"]
+    code = [path for room in ("exporter", "device_tests") for path in (REPOSITORY / room).rglob("*.py")]
+    files = [*code, REPOSITORY / "Makefile", REPOSITORY / "pyproject.toml"]
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
