@@ -95,7 +95,7 @@ def verify_artifact(
 
     with TemporaryDirectory(dir=log.parent) as folder_of_logits, ThreadPoolExecutor(1) as thread:
         scratch, stop = Path(folder_of_logits), threading.Event()
-        oracle = thread.submit(_score_oracle, decoder, evaluation, scratch, target.exact_driver is not None, stop)
+        oracle = thread.submit(_score_beside, decoder, evaluation, scratch, target.exact_driver is not None, stop)
         output, unrounded = logits or scratch / "artifact_logits.npy", scratch / "exact_logits.npy"
         try:
             kv_bytes = score(target.driver, output, 0.0)
@@ -118,6 +118,16 @@ class _OracleScores:
     exact: Path | None
     compared: PerplexityMeter
     every: PerplexityMeter
+
+
+def _score_beside(*arguments: Any) -> _OracleScores:
+    """`_score_oracle` on half of the processors: the child computes meanwhile, and threads that wait for each other would spin."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        return _score_oracle(*arguments)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
