@@ -1,0 +1,80 @@
+"""ExecuTorch programs against the oracle on tiny random decoders: cache codecs, windows, sinks, shapes of the spec, both operator sets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("executorch", reason="the executorch extra is not installed")
+
+from executorch_artifact import FLOAT, lower_executorch, require_parity
+
+from exporter.decoder.cache import CacheSettings
+from exporter.decoder.spec import Activation, RotaryScaling, RotaryScalingKind
+from exporter.quantize.formats import KvFormat, KvScaling
+from exporter.targets.executorch.kernels.build import find_compiler
+from exporter.targets.executorch.xnnpack.driver import open_driver
+from tests.unit.helpers import TinyModel, random_tokens
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler on this machine")
+
+PER_TOKEN = KvScaling.PER_TOKEN
+INT8, INT4 = KvFormat(8, PER_TOKEN), KvFormat(4, PER_TOKEN, zero_point=True)
+FLOAT_CACHE = KvFormat(32, KvScaling.NONE)
+FULL, SINKS = CacheSettings(96, 16), CacheSettings(96, 16, window=9, sinks=3)
+DYNAMIC = {"activation_bits": 8}
+PLAIN = {"activation_bits": 8, "operators": "plain"}
+WHOLE_GROUPS = TinyModel(hidden_size=64, inner_size=96, head_dim=16, rotated=16)
+"""XNNPACK's groups of weights have no remainder."""
+
+MODELS = {
+    "biases-and-norms": TinyModel(bias=True, query_key_norm=True),
+    "untied": TinyModel(tied=False),
+    "partial-rotary": TinyModel(rotated=4),
+    "gelu": TinyModel(activation=Activation.GELU_TANH),
+    "yarn": TinyModel(scaling=RotaryScaling(RotaryScalingKind.YARN, 4.0, 64)),
+    "remainder-groups": TinyModel(hidden_size=40, inner_size=56),
+}
+
+
+@pytest.mark.parametrize("cache", [FULL, SINKS], ids=["full", "sinks"])
+@pytest.mark.parametrize("kv_format", [INT8, INT4], ids=["int8", "int4-zero"])
+def test_packed_caches_compose_with_windows_and_sinks(
+    kv_format: KvFormat, cache: CacheSettings, tmp_path: Path
+) -> None:
+    require_parity(lower_executorch(TinyModel(), cache, kv_format, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_everything_that_a_spec_can_say(model: TinyModel, tmp_path: Path) -> None:
+    require_parity(lower_executorch(model, FULL, INT8, tmp_path), tmp_path, 1e-4)
+
+
+@pytest.mark.parametrize("kv_format", [FLOAT_CACHE, INT4], ids=["float32", "int4-zero"])
+def test_plain_operators_with_rings_and_sinks(kv_format: KvFormat, tmp_path: Path) -> None:
+    require_parity(lower_executorch(WHOLE_GROUPS, SINKS, kv_format, tmp_path, PLAIN), tmp_path, 1e-2)
+
+
+def test_dynamic_activations_with_a_bias(tmp_path: Path) -> None:
+    decoder = lower_executorch(replace(WHOLE_GROUPS, bias=True), SINKS, INT8, tmp_path, DYNAMIC)
+    require_parity(decoder, tmp_path, 1e-2)
+
+
+def test_the_cache_takes_the_bytes_of_its_codec(tmp_path: Path) -> None:
+    decoder = lower_executorch(TinyModel(), SINKS, INT4, tmp_path, FLOAT)
+    attention = decoder.spec.layers[0].attention
+    per_slot = 2 * attention.kv_heads * INT4.vector_bytes(attention.head_dim)
+    assert open_driver(tmp_path).kv_bytes() == per_slot * sum(layer.slots for layer in decoder.layout)
+
+
+def test_a_prompt_gives_the_last_tokens_logits_and_a_reset_forgets(tmp_path: Path) -> None:
+    decoder = lower_executorch(TinyModel(), SINKS, INT8, tmp_path, FLOAT)
+    token_ids, driver = random_tokens(decoder.spec, 50, seed=5), open_driver(tmp_path)
+    last = driver.prefill(token_ids)[-1]
+    driver.reset()
+    np.testing.assert_array_equal(driver.prompt(token_ids), last)
+    driver.reset()
+    np.testing.assert_array_equal(driver.prompt(token_ids), last)
