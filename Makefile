@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-full check format bench clean
+.PHONY: setup demo test test-quick test-end-to-end test-full check format bench clean
 
 setup: $(STAMP)
 
@@ -20,8 +20,15 @@ demo: setup
 	$(BIN)/slm-export --recipe android-npu --output out/demo --force
 	$(BIN)/slm-export generate out/demo --prompt "Once upon a time, there was a little" --max-tokens 40
 
+# Two processes: most of a test's time is one thread's, and two cores are the least that a machine has.
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(MAKE) --jobs=2 --output-sync=target test-quick test-end-to-end
+
+test-quick:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/unit tests/parity
+
+test-end-to-end:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/end_to_end
 
 test-full: setup
 	$(BIN)/python -m pytest

@@ -36,7 +36,7 @@ MODELS = {
     "partial-rotary": TinyModel(rotated=4),
     "gelu": TinyModel(activation=Activation.GELU_TANH),
     "yarn": TinyModel(scaling=RotaryScaling(RotaryScalingKind.YARN, 4.0, 64)),
-    "remainder-groups": TinyModel(hidden_size=40, inner_size=56),
+    "remainder-groups": TinyModel(inner_size=56),
 }
 
 

@@ -93,6 +93,9 @@ def _weight_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
             f"weights.scale_format {weights.scale_format.value} does not fit XNNPACK, whose groups have bf16 scales"
         )
         found.append(Refusal(reason, "weights.scale_format=bf16"))
+    if weights.embedding_bits == 4 and spec.hidden_size % weights.group_size:
+        reason = f"the lookup of INT4 tables takes whole groups, and {spec.hidden_size} is no multiple of {weights.group_size}"
+        found.append(Refusal(reason, "weights.embedding_bits=8"))
     if recipe.executorch.activation_bits == 32:
         if recipe.executorch.operators is OperatorSet.PLAIN:
             reason = "executorch.activation_bits 32 is an operator of this project, and executorch.operators is plain"
