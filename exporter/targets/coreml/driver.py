@@ -24,6 +24,8 @@ class CoreMlDriver:
     def __init__(self, machine: Interpreter, layout: HostLayout) -> None:
         self._machine = machine
         self.context, self.chunk, self.vocab_size = layout.context, layout.chunk, layout.vocab_size
+        self._chunk_function = PREFILL if PREFILL in machine.functions else next(iter(machine.functions))
+        self._decodes = DECODE in machine.functions
         self._state = machine.make_state()
         self._tokens: list[int] = []
 
@@ -43,7 +45,9 @@ class CoreMlDriver:
         return self.prefill(token_ids)[-1]
 
     def decode(self, token_id: int) -> np.ndarray:
-        """float32 [V]."""
+        """float32 [V]. Without a function for one token the chunk that it belongs to is sent again."""
+        if not self._decodes:
+            return self.prefill([token_id])[0]
         logits = self._run(DECODE, [token_id], len(self._tokens))[0]
         self._tokens.append(token_id)
         return logits
@@ -55,7 +59,7 @@ class CoreMlDriver:
     def _chunk(self, start: int) -> np.ndarray:
         tokens = self._tokens[start : start + self.chunk]
         padded = tokens + [PADDING] * (self.chunk - len(tokens))
-        return self._run(PREFILL, padded, start)[: len(tokens)]
+        return self._run(self._chunk_function, padded, start)[: len(tokens)]
 
     def _run(self, function: str, token_ids: list[int], position: int) -> np.ndarray:
         inputs = {TOKENS: np.array([token_ids], np.int32), POSITION: np.array([position], np.int32)}
