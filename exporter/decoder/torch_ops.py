@@ -43,6 +43,19 @@ class TorchLayerCache:
         held = self.layout.held_positions(self.length)[:used]
         return self.key.decode(_first(self._keys, used)), self.value.decode(_first(self._values, used)), held
 
+    def stored(self) -> dict[str, np.ndarray]:
+        """Whatever is held, float32 by name: `keys` and `values` [slots, K, n]; where the codec has them also `keys.scale`, `keys.zero`
+        and their like [slots, K, 1]."""
+        sides = {"keys": self._keys, "values": self._values}
+        parts = {
+            name: part
+            for side, rows in sides.items()
+            if rows is not None
+            for name, part in ((side, rows.codes), (f"{side}.scale", rows.scale), (f"{side}.zero", rows.zero))
+            if part is not None
+        }
+        return {name: (part if part.dim() == 3 else part[..., None]).float().numpy() for name, part in parts.items()}
+
     def stored_bytes(self) -> int:
         """Bytes that the cache really allocates."""
         parts = [part for rows in (self._keys, self._values) if rows for part in (rows.codes, rows.scale, rows.zero)]
@@ -75,6 +88,14 @@ class TorchOps(EagerOps):
             constants = self.kv_constants[index] if self.kv_constants else LayerKvConstants(identity, identity)
             key, value = KvCodec(self.kv_format, constants.key), KvCodec(self.kv_format, constants.value)
             self.caches.append(TorchLayerCache(self.layout[index], key, value))
+
+    def stored_cache(self) -> dict[str, np.ndarray]:
+        """`TorchLayerCache.stored` of every layer, as `layers.I.NAME`."""
+        return {
+            f"layers.{index}.{name}": part
+            for index, cache in enumerate(self.caches)
+            for name, part in cache.stored().items()
+        }
 
     def embedding(self, token_ids: torch.Tensor, table: str) -> torch.Tensor:
         self._chunk = (self.caches[0].length, token_ids.shape[0])

@@ -24,6 +24,7 @@ def parity_section(target: Target, result: VerificationResult) -> dict[str, Any]
         "reference": "TorchOps oracle on the same quantized checkpoint",
         **asdict(result.parity),
         "exact": None if result.exact is None else asdict(result.exact),
+        "same_codes": None if result.same_codes is None else asdict(result.same_codes),
         "near_tie_logits": NEAR_TIE_LOGITS,
         "ring_wraps_per_layer": list(result.ring_wraps),
         "gates": describe_gates(result.gates),

@@ -119,6 +119,9 @@ class Target(Protocol):
     driver: str
     """`module:function(folder) -> Driver`, called in a child process."""
 
+    adopts_codes: bool
+    """Whether its driver can be given the oracle's cache (`verify.same_codes`)."""
+
     exact_driver: str | None
     """The same for an artifact that can also be run with nothing rounded to 16 bits; what then differs from an oracle without that
     rounding is a fault of the graph, however small."""

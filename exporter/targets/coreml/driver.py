@@ -12,7 +12,7 @@ import numpy as np
 
 from exporter.targets.coreml.host import HostLayout
 from exporter.targets.coreml.interpreter.machine import Interpreter, Precision
-from exporter.targets.coreml.names import DECODE, HOST_FILE, LOGITS, PACKAGE, POSITION, PREFILL, TOKENS
+from exporter.targets.coreml.names import DECODE, HOST_FILE, LOGITS, PACKAGE, POSITION, PREFILL, TOKENS, label
 
 PADDING = 0
 """Token id behind the end of a prompt; any would do."""
@@ -51,6 +51,15 @@ class CoreMlDriver:
         logits = self._run(DECODE, [token_id], len(self._tokens))[0]
         self._tokens.append(token_id)
         return logits
+
+    def adopt(self, token_ids: list[int], stored: dict[str, np.ndarray]) -> None:
+        """Goes on after `token_ids` with a cache that something else filled: arrays [slots, K, n] by canonical names."""
+        self._tokens = list(token_ids)
+        for name, numbers in stored.items():
+            state = self._state[label(name)]
+            channels_first = state.shape[2] == 1 and state.shape[1] == numbers.shape[1] * numbers.shape[2]
+            turned = numbers.transpose(1, 2, 0) if channels_first else numbers.transpose(1, 0, 2)
+            state[...] = turned.reshape(state.shape)
 
     def kv_bytes(self) -> int:
         """Every element of a state is an fp16 number on a device, whatever the interpreter holds it in."""

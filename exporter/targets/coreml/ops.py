@@ -10,10 +10,10 @@ import numpy as np
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
 from exporter.targets.coreml.attention import CachedAttention
-from exporter.targets.coreml.graph import FunctionGraph, Value, label
+from exporter.targets.coreml.graph import FunctionGraph, Value
 from exporter.targets.coreml.kv_state import CacheCodec, SlotWriter
 from exporter.targets.coreml.layout import Layout
-from exporter.targets.coreml.names import LOGITS
+from exporter.targets.coreml.names import LOGITS, label
 from exporter.targets.coreml.positions import Positions
 from exporter.targets.coreml.weights import StoredWeights
 

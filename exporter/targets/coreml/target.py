@@ -25,6 +25,7 @@ class CoreMlTarget:
     runtime = "coreml"
     obtained = Obtained.SIMULATED
     holds_palettes = True
+    adopts_codes = True
     driver = "exporter.targets.coreml.driver:open_driver"
     exact_driver: str | None = "exporter.targets.coreml.driver:open_exact_driver"
 

@@ -23,6 +23,7 @@ class OnnxTarget:
     backend = "cpu"
     obtained = Obtained.MEASURED
     holds_palettes = False
+    adopts_codes = False
     driver = "exporter.targets.onnx.driver:open_driver"
     exact_driver: str | None = None
 

@@ -26,6 +26,7 @@ class ExecutorchCoreMlTarget:
     runtime = "executorch"
     obtained = Obtained.SIMULATED
     holds_palettes = True
+    adopts_codes = True
     driver = "exporter.targets.executorch.coreml.driver:open_driver"
     exact_driver: str | None = "exporter.targets.executorch.coreml.driver:open_exact_driver"
 

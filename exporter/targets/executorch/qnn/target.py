@@ -25,6 +25,7 @@ class QnnTarget:
     backend = "qnn-htp"
     obtained = Obtained.SIMULATED
     holds_palettes = False
+    adopts_codes = False
     driver = "exporter.targets.executorch.qnn.driver:open_driver"
     exact_driver: str | None = None
 

@@ -27,6 +27,7 @@ class XnnpackTarget:
     backend = "xnnpack"
     obtained = Obtained.MEASURED
     holds_palettes = False
+    adopts_codes = False
     driver = "exporter.targets.executorch.xnnpack.driver:open_driver"
     exact_driver: str | None = None
 
