@@ -1,5 +1,6 @@
 // A C function for tests and for hosts without ExecuTorch: one chunk of attention by a path of a given name.
 #include <cstring>
+#include <initializer_list>
 
 #include "attention.h"
 
