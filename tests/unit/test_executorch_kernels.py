@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("executorch", reason="the executorch extra is not installed")
 
-from kernel_calls import KernelLayer, kernel_library
+from kernel_calls import KernelLayer, address, kernel_library
 
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import AttentionSpec
@@ -132,6 +132,17 @@ def test_the_same_integers_come_of_every_path(library: ctypes.CDLL) -> None:
     first, *others = [layer.attend(query, key, value) for layer in found]
     for other in others:
         assert torch.equal(first, other)
+
+
+def test_silu_of_every_path(library: ctypes.CDLL) -> None:
+    given = torch.cat([20 * normal(1, 1003), torch.tensor([0.0, -0.0, 86.0, -86.0, 1e4, -1e4])])
+    wanted, found = torch.nn.functional.silu(given), []
+    for path in paths(library):
+        out = torch.empty_like(given)
+        assert library.slm_silu(path.encode(), address(given), ctypes.c_int64(given.numel()), address(out))
+        found.append(out)
+    torch.testing.assert_close(found[0], wanted, rtol=1e-6, atol=1e-30)
+    assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 def test_without_a_compiler_the_error_names_what_works(monkeypatch: pytest.MonkeyPatch) -> None:

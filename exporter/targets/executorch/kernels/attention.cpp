@@ -168,11 +168,13 @@ void attend_rows(const Layer& layer, const Chunk& chunk, const Path& path, const
 
 }  // namespace
 
-const Path& chosen_path(const Layer& layer) {
+const Path& fastest_path() {
   for (const Path* path : {avx512_path(), avx2_path(), neon_path()})
-    if (path != nullptr && layer.head_dim % kLane == 0) return *path;
+    if (path != nullptr) return *path;
   return portable_path();
 }
+
+const Path& chosen_path(const Layer& layer) { return layer.head_dim % kLane == 0 ? fastest_path() : portable_path(); }
 
 void attend(const Layer& layer, const Chunk& chunk, const Path& path, int64_t head, int64_t first, int64_t last) {
   static thread_local Scratch scratch;

@@ -84,6 +84,8 @@ struct Path {
   Weighted (*weigh)(const Softmax& softmax, const Terms& query, float* row);
   // rows: up to kRows weightings of the first `tokens` values. sums [rows][Hd].
   void (*means)(const uint8_t* values, int bits, int64_t head_dim, int64_t tokens, const Terms* rows, int count, float* const* sums);
+  // x / (1 + exp(-x)), for any count.
+  void (*silu)(const float* row, int64_t count, float* out);
 };
 
 const Path& portable_path();
@@ -91,7 +93,8 @@ const Path* avx2_path();    // null where the build or the processor has none
 const Path* avx512_path();
 const Path* neon_path();
 
-// The fastest path of this processor for heads of this size.
+// The fastest one of this processor, and the fastest for heads of this size.
+const Path& fastest_path();
 const Path& chosen_path(const Layer& layer);
 
 // Encodes and stores the chunk's keys and values of one head. Heads may run in parallel.

@@ -42,14 +42,21 @@ namespace {
 constexpr float kSmallest = 1.0f / (1 << 24);
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
 
+// The number of largest magnitude; of two, the first.
+float peak_of(const float* row, float low, float high) {
+  if (-low != high) return -low > high ? low : high;
+  while (*row != low && *row != high) row++;
+  return *row;
+}
+
 // Codes of one prepared vector, with its scale and zero point as they are stored.
 void encode(const float* row, int64_t size, int bits, bool zero_point, uint8_t* codes, uint16_t* scale, uint16_t* zero) {
   const int levels = 1 << bits;
-  float low = row[0], high = row[0], peak = row[0];
+  float low = row[0], high = row[0];
+#pragma omp simd reduction(min : low) reduction(max : high)
   for (int64_t i = 1; i < size; i++) {
-    low = std::min(low, row[i]);
-    high = std::max(high, row[i]);
-    if (std::fabs(row[i]) > std::fabs(peak)) peak = row[i];
+    low = row[i] < low ? row[i] : low;
+    high = row[i] > high ? row[i] : high;
   }
   float shift = 0.0f, offset = levels / 2;
   if (zero_point) {
@@ -58,6 +65,7 @@ void encode(const float* row, int64_t size, int bits, bool zero_point, uint8_t* 
     shift = from_half(*zero);
     offset = 0.0f;
   } else {
+    const float peak = peak_of(row, low, high);
     *scale = to_half(bits >= 8 ? std::fabs(peak) / (levels / 2 - 1) : peak / -(levels / 2));
     if ((*scale & 0x7fff) == 0) *scale = to_half(kSmallest);
   }

@@ -44,7 +44,7 @@ void means(const uint8_t* values, int bits, int64_t head_dim, int64_t tokens, co
 }  // namespace
 
 const Path& portable_path() {
-  static const Path path{"portable", read_halves, round_row, scores, weigh_row, means};
+  static const Path path{"portable", read_halves, round_row, scores, weigh_row, means, silu_row};
   return path;
 }
 

@@ -80,6 +80,17 @@ inline Floats capped(Floats x, float cap) {
   return x < Floats{} ? -positive : positive;
 }
 
+inline Floats silu_of(Floats x) {
+  const Floats power = exp_of(-magnitude(x));
+  return x * (x < Floats{} ? power : all(1.0f)) / (1.0f + power);
+}
+
+void silu_row(const float* row, int64_t count, float* out) {
+  int64_t at = 0;
+  for (; at + kWidth <= count; at += kWidth) save(out + at, silu_of(load<Floats>(row + at)));
+  for (; at < count; at++) out[at] = silu_of(all(row[at]))[0];
+}
+
 // Exact for every finite half, subnormal ones included.
 void read_halves(const uint16_t* stored, int64_t count, float* out) {
   for (int64_t at = 0; at < count; at += kWidth) {

@@ -94,7 +94,7 @@ void vector_means(const uint8_t* values, int bits, int64_t head_dim, int64_t tok
 
 template <class Simd>
 constexpr Path vector_path(const char* name) {
-  return {name, read_halves, round_row, vector_scores<Simd>, weigh_row, vector_means<Simd>};
+  return {name, read_halves, round_row, vector_scores<Simd>, weigh_row, vector_means<Simd>, silu_row};
 }
 
 }  // namespace
