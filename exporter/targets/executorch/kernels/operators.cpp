@@ -94,6 +94,16 @@ Tensor& rotary_out(KernelRuntimeContext& context, const Tensor& value, const Ten
   return out;
 }
 
+Tensor& silu_out(KernelRuntimeContext& context, const Tensor& value, Tensor& out) {
+  if (!resized(context, out, value.sizes())) return out;
+  const float* in = value.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  executorch::extension::parallel_for(0, value.numel(), 1 << 14, [&](int64_t first, int64_t last) {
+    fastest_path().silu(in + first, last - first, to + first);
+  });
+  return out;
+}
+
 // [S, in] times codes [out, bytes] with scales [out, groups] -> [S, out].
 Tensor& linear_out(KernelRuntimeContext& context, const Tensor& value, const Tensor& codes, const Tensor& scales, int64_t bits,
                    int64_t group_size, Tensor& out) {
@@ -123,3 +133,4 @@ EXECUTORCH_LIBRARY(slm, "linear.out", slm::linear_out);
 EXECUTORCH_LIBRARY(slm, "attention.out", slm::attention_out);
 EXECUTORCH_LIBRARY(slm, "rms_norm.out", slm::rms_norm_out);
 EXECUTORCH_LIBRARY(slm, "rotary.out", slm::rotary_out);
+EXECUTORCH_LIBRARY(slm, "silu.out", slm::silu_out);

@@ -20,6 +20,7 @@ SCHEMAS = {
     "linear": "Tensor value, Tensor codes, Tensor scales, int bits, int group_size",
     "rms_norm": "Tensor value, Tensor gain, float eps",
     "rotary": "Tensor value, Tensor cosine, Tensor sine",
+    "silu": "Tensor value",
 }
 
 _LIBRARY = torch.library.Library("slm", "DEF")

@@ -97,4 +97,5 @@ class ExecutorchOps:
             return torch.cat([self.weights.dense(f"{name}.bias") for name in names])
 
         product = self._product(self.constants, leader, parts, biases if bias else None)(value)
-        self._products.update(zip(names, product.split([part.out_features for part in parts], dim=-1), strict=True))
+        pieces = product.split([part.out_features for part in parts], dim=-1) if len(parts) > 1 else (product,)
+        self._products.update(zip(names, pieces, strict=True))

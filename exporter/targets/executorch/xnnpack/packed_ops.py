@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from exporter.decoder.spec import AttentionSpec, NormSpec, RotarySpec
+from exporter.decoder.spec import Activation, AttentionSpec, NormSpec, RotarySpec
 from exporter.quantize.kv_codec import LayerKvConstants
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.kernels import operators  # noqa: F401  defines the operators
@@ -53,6 +53,9 @@ class PackedOps(ExecutorchOps):
 
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
         return _OPERATORS.rotary(value, *self._angles(rotary))
+
+    def activation(self, value: torch.Tensor, kind: Activation) -> torch.Tensor:
+        return _OPERATORS.silu(value) if kind is Activation.SILU else super().activation(value, kind)
 
     def attention(
         self, layer: int, attention: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
