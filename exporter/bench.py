@@ -21,8 +21,7 @@ from exporter.progress import StageDisplay
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.report.html import write_html
 from exporter.report.latency import TokenCheck, latency_section
-from exporter.stages import VERIFICATION_FOLDER
-from exporter.targets.base import Obtained, Target, find_target
+from exporter.targets.base import VERIFICATION_FOLDER, Obtained, Target, find_target
 from exporter.verify.greedy import GreedyReference, clear_reference, near_ties_followed
 from exporter.verify.verification import EvaluationSet
 

@@ -22,8 +22,8 @@ from exporter.report.build import build_report, export_section, parity_section, 
 from exporter.report.html import write_html
 from exporter.resources import example_folder
 from exporter.stage_cache import StageCache, cache_root, content_key
-from exporter.stages import VERIFICATION_FOLDER, Run, assemble, lower, quantize, reference, verify
-from exporter.targets.base import LowerOutcome, Target, find_target
+from exporter.stages import Run, assemble, lower, quantize, reference, verify
+from exporter.targets.base import VERIFICATION_FOLDER, LowerOutcome, Target, find_target
 from exporter.texts import read_texts
 from exporter.verify.audit import audit_lowering, audit_run
 from exporter.verify.gates import require
