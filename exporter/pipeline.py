@@ -18,7 +18,14 @@ from exporter.plan import cache_settings, plan_export
 from exporter.progress import StageDisplay, peak_rss_bytes
 from exporter.quantize.quantized_checkpoint import load_quantized
 from exporter.recipe import Recipe
-from exporter.report.build import build_report, export_section, parity_section, quality_section, write_report
+from exporter.report.build import (
+    artifact_obtained,
+    build_report,
+    export_section,
+    parity_section,
+    quality_section,
+    write_report,
+)
 from exporter.report.html import write_html
 from exporter.resources import example_folder
 from exporter.stage_cache import StageCache, cache_root, content_key
@@ -152,6 +159,7 @@ def _target_json(target: Target, recipe: Recipe, outcome: LowerOutcome) -> dict[
         "runtime": target.runtime,
         "backend": target.backend,
         "soc": recipe.target.soc,
+        "parity": artifact_obtained(target),
         "requirements": outcome.requirements,
     }
 

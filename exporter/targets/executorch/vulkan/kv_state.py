@@ -27,6 +27,9 @@ _OPERATORS = torch.ops.llama
 class LayerState(nn.Module):
     """Buffers of one layer: keys and values float32 [1, C, K, Hd]; the delegate makes them fp16 where the recipe says so."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, ring: LayerCache, attention: AttentionSpec) -> None:
         super().__init__()
         shape = (1, ring.slots, attention.kv_heads, attention.head_dim)

@@ -10,7 +10,7 @@ from exporter.child import Emit
 from exporter.decoder.spec import DecoderSpec, WeightKind, decoder_weights
 from exporter.errors import GateFailed
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
-from exporter.targets.base import NOT_RUN, Delegation, LowerOutcome
+from exporter.targets.base import Delegation, LowerOutcome
 from exporter.targets.executorch.host import HostLayout
 from exporter.targets.executorch.vulkan.names import HOST_FILE, METHOD, PROGRAM_FILE
 from exporter.targets.executorch.vulkan.program import ProgramFigures, read_program, write_program
@@ -54,7 +54,6 @@ def _outcome(decoder: QuantizedDecoder, folder: Path) -> LowerOutcome:
             "executorch": "1.5.1",
             "backends": ["VulkanBackend"],
             "operators": list(figures.operators_outside),
-            "parity": NOT_RUN,
         },
     )
 

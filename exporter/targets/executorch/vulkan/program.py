@@ -16,6 +16,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.schema import DelegateCall, ExecutionPlan, KernelCall, Program
 from torch.export import ExportedProgram
 
+from exporter.errors import GateFailed
 from exporter.targets.executorch.vulkan.names import METHOD
 
 ITEM_BYTES = {VkDataType.FLOAT16: 2, VkDataType.FLOAT32: 4}
@@ -85,4 +86,17 @@ def _caches(graph: VkGraph) -> list[Cache]:
         if call.args[place] >= 0
     ]
     tensors = [tensor for place in places if isinstance(tensor := graph.values[place].value, VkTensor)]
+    _audit_reads(graph)
     return [Cache(tensor.dims[1], math.prod(tensor.dims) * ITEM_BYTES[tensor.datatype]) for tensor in tensors]
+
+
+def _audit_reads(graph: VkGraph) -> None:
+    """Raises GateFailed unless each cache is written before it is read, and read as the same tensor that is written: nothing here would
+    notice a copy."""
+    for at, call in enumerate(graph.chain):
+        if call.name != "update_cache.default":
+            continue
+        cache = call.args[CACHE_ARGUMENTS[call.name][0]]
+        readers = [index for index, other in enumerate(graph.chain) if cache in other.args[:-1] and index != at]
+        if not readers or min(readers) < at:
+            raise GateFailed("a cache is not read after it is written", "report it with the model's config.json")

@@ -16,6 +16,9 @@ from exporter.targets.executorch.vulkan.ops import VulkanOps
 class TracedDecoder(nn.Module):
     """Token ids int64 [S] and the position of the first one, int64 [1] -> logits of the last token, float32 [1, V]."""
 
+    order: torch.Tensor
+    slots: torch.Tensor
+
     def __init__(self, decoder: QuantizedDecoder) -> None:
         super().__init__()
         self.decoder, self.constants, self.cache = decoder, Constants(), KvState(decoder)
@@ -23,7 +26,6 @@ class TracedDecoder(nn.Module):
         self.register_buffer("slots", torch.arange(decoder.context))
 
     def forward(self, token_ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        assert isinstance(self.order, torch.Tensor) and isinstance(self.slots, torch.Tensor)
         chunk = Chunk(position, self.order, self.slots, token_ids.shape[0])
         ops = VulkanOps(self.decoder, self.constants, self.cache, chunk)
         return decode_chunk(ops, self.decoder.spec, token_ids)
