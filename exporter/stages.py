@@ -31,7 +31,7 @@ from exporter.quantize.quantized_checkpoint import (
 from exporter.quantize.quantizer import quantize_decoder
 from exporter.recipe import Recipe
 from exporter.stage_cache import StageCache, content_key
-from exporter.targets.base import LowerOutcome, LowerRequest, Target
+from exporter.targets.base import VERIFICATION_FOLDER, LowerOutcome, LowerRequest, Target
 from exporter.texts import Texts
 from exporter.verify.parity import layerwise_perplexities
 from exporter.verify.verification import VERIFICATION_FOLDER, EvaluationSet, VerificationResult, verify_artifact

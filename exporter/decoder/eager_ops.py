@@ -22,7 +22,8 @@ def rotate(value: torch.Tensor, rotary: RotarySpec, cosine: torch.Tensor, sine: 
     """Rotates the leading channels of [..., Hd] by tables that broadcast to [..., dimensions / 2]."""
     rotated, passed = value[..., : rotary.dimensions], value[..., rotary.dimensions :]
     first, second = rotated.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, passed), dim=-1)
+    parts = (first * cosine - second * sine, second * cosine + first * sine, passed)
+    return torch.cat(parts if passed.shape[-1] else parts[:2], dim=-1)
 
 
 def activate(value: torch.Tensor, kind: Activation) -> torch.Tensor:
