@@ -6,6 +6,7 @@ follows from the position alone.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class ExecutorchDriver:
 
     def __init__(self, path: Path, layout: HostLayout) -> None:
         self._path, self.context, self.chunk, self.vocab_size = path, layout.context, layout.chunk, layout.vocab_size
+        self.engine, self.threads = f"executorch {importlib.metadata.version('executorch')}", layout.threads
         self._program = Runtime.get().load_program(path, verification=Verification.Minimal)
         method = self._program.load_method(METHOD)
         assert method is not None

@@ -1,0 +1,163 @@
+"""Per-token times of this project's harness against the engine's own call, timed alone, on the same export and the same token ids.
+
+    python -m benchmarks.harness_vs_engine_tools OUT [OUT ...] --runner FOLDER [--rounds 12] [--tokens 64]
+
+The harness's side is what `slm-export bench OUT --runner FOLDER` measures: a C++ runner, from one token id to the next. The engine's side
+is a process that holds the export open through the engine's Python interface and times nothing but `InferenceSession.run_with_iobinding`,
+or `Method.execute`, for the very tokens that the runner chose. They take turns, changing who begins; the ratio is that of the medians of
+a round, and what is printed is its median over rounds and the middle half of them. Exports with one thread disturb each other least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from device_tests.devices.local import LocalDevice
+from device_tests.harness import Job, Measurement, measure
+from device_tests.protocol import RunnerRequest
+from exporter.bench import runner_files
+from exporter.manifest import exported_recipe, read_manifest
+from exporter.runtime.driver import open_driver
+from exporter.stages import VERIFICATION_FOLDER
+from exporter.targets.base import Target, find_target
+from exporter.verify.verification import EvaluationSet
+
+TIME_LIMIT_S = 120.0
+LARGEST_DIFFERENCE = 0.05
+
+
+@dataclass(frozen=True)
+class Work:
+    """One export, a prompt, and how many tokens to continue it by."""
+
+    folder: Path
+    target: Target
+    prompt: tuple[int, ...]
+    tokens: int
+
+
+def work_of(folder: Path, prompt_tokens: int, tokens: int) -> Work:
+    target = find_target(exported_recipe(folder, read_manifest(folder)).target.kind)
+    text = [token for window in EvaluationSet.load(folder / VERIFICATION_FOLDER).windows for token in window]
+    return Work(folder, target, tuple(text[:prompt_tokens]), tokens)
+
+
+def harness_round(work: Work, runner: Path) -> tuple[tuple[int, ...], float]:
+    """The token ids, and the median time of one in ms: one warm-up, one repetition."""
+    files = runner_files(runner, f"{work.target.runtime}_runner")
+    names = tuple(name for name in read_manifest(work.folder)["outputs"] if "/" not in name)
+    request = RunnerRequest("", (work.prompt,), work.tokens, 1, 1, ())
+    found: Measurement = measure(LocalDevice(), Job(work.folder, names, files, request, TIME_LIMIT_S))
+    if found.failure is not None:
+        raise found.failure
+    (repetition,) = found.timed(0)
+    return repetition.token_ids, statistics.median(repetition.decode_ns) / 1e6
+
+
+class EngineProcess:
+    """The engine's side, with the export open."""
+
+    def __init__(self, work: Work) -> None:
+        command = [sys.executable, "-m", "benchmarks.harness_vs_engine_tools", "--engine", str(work.folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def round(self, prompt: tuple[int, ...], token_ids: tuple[int, ...]) -> float:
+        """Median time of a call with one token, in ms. Raises ValueError when the engine's logits prefer other tokens."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps([prompt, token_ids]) + "\n")
+        self._process.stdin.flush()
+        said = json.loads(self._process.stdout.readline())
+        if said["token_ids"] != list(token_ids):
+            raise ValueError("the engine's own loop chose other tokens than the runner")
+        return statistics.median(said["ns"]) / 1e6
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def timed(owner: Any, name: str, times: list[int]) -> None:
+    """Replaces a method of the engine's Python interface by itself with a clock around it."""
+    method: Callable[..., Any] = getattr(owner, name)
+
+    def call(*arguments: Any) -> Any:
+        started = time.perf_counter_ns()
+        found = method(*arguments)
+        times.append(time.perf_counter_ns() - started)
+        return found
+
+    setattr(owner, name, call)
+
+
+def serve_engine(folder: Path) -> None:
+    """Runs in the engine's process: for every line, one warm-up and one timed pass over its tokens."""
+    target, times = find_target(exported_recipe(folder, read_manifest(folder)).target.kind), list[int]()
+    if target.runtime == "onnxruntime":
+        import onnxruntime
+
+        timed(onnxruntime.InferenceSession, "run_with_iobinding", times)
+    else:
+        from executorch.runtime import Method
+
+        timed(Method, "execute", times)
+    driver = open_driver(target.driver, folder)
+    for line in sys.stdin:
+        prompt, token_ids = json.loads(line)
+        for _ in range(2):
+            driver.reset()
+            chosen = [int(driver.prompt(prompt).argmax())]
+            times.clear()
+            chosen += [int(driver.decode(token).argmax()) for token in token_ids[:-1]]
+        print(json.dumps({"token_ids": chosen, "ns": times}), flush=True)
+
+
+def compare(work: Work, runner: Path, rounds: int) -> tuple[float, float, list[float]]:
+    """Medians of the harness and of the engine in ms, and the ratio of every round."""
+    engine = EngineProcess(work)
+    token_ids, _ = harness_round(work, runner)
+    engine.round(work.prompt, token_ids)
+    ours, theirs = [], []
+    for index in range(rounds):
+        if index % 2:
+            theirs.append(engine.round(work.prompt, token_ids))
+        ours.append(harness_round(work, runner)[1])
+        if not index % 2:
+            theirs.append(engine.round(work.prompt, token_ids))
+    engine.close()
+    return statistics.median(ours), statistics.median(theirs), [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("exports", type=Path, nargs="*")
+    parser.add_argument("--runner", type=Path)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--engine", type=Path, help="internal: serve one export to the benchmark")
+    arguments = parser.parse_args()
+    if arguments.engine is not None:
+        serve_engine(arguments.engine)
+        return
+    print("| export | engine | harness, ms | engine alone, ms | ratio | middle half |\n|---|---|---|---|---|---|")
+    far = 0
+    for folder in arguments.exports:
+        work = work_of(folder, arguments.prompt_tokens, arguments.tokens)
+        ours, theirs, ratios = compare(work, arguments.runner, arguments.rounds)
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        far += abs(middle - 1) > LARGEST_DIFFERENCE
+        row = f"{folder.name} | {work.target.runtime} | {ours:.3f} | {theirs:.3f} | {middle:.3f} | {low:.3f} to {high:.3f}"
+        print(f"| {row} |", flush=True)
+    sys.exit(far > 0)
+
+
+if __name__ == "__main__":
+    main()
