@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from device_tests.devices import adb
-from device_tests.devices.emulated_arm64 import QEMU_VARIABLE, emulator
+from device_tests.devices.base import find_device
 from device_tests.loopback_adb import LoopbackAdb
 from device_tests.process import run_program
 from tests.conftest import REPOSITORY
@@ -102,17 +102,23 @@ def test_a_program_of_executorch_says_what_the_oracle_says(
 
 
 @pytest.fixture
-def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackAdb]:
-    if adb.client() is None:
-        pytest.skip(f"there is no adb; {adb.CLIENT_STEP}")
+def adb_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One of its own, where there is a client."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(free.getsockname()[1]))
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    yield
+    run_program([adb.client() or "adb", "kill-server"], 20)
+
+
+@pytest.fixture
+def phone(tmp_path: Path, adb_server: None) -> Iterator[LoopbackAdb]:
+    if adb.client() is None:
+        pytest.skip(f"there is no adb; {adb.CLIENT_STEP}")
     with LoopbackAdb(tmp_path / "phone") as device:
         run_program([str(adb.client()), "connect", device.serial], 20)
         yield device
-        run_program([str(adb.client()), "kill-server"], 20)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "executorch"])
@@ -154,16 +160,22 @@ def test_a_phone_that_is_unplugged_ends_with_6_and_a_report_that_says_partial(
     assert run_program(["pgrep", "-f", str(phone.root)], 10).output == ""
 
 
+@pytest.mark.parametrize("device", ["emulated-arm64", "arm64-vm"])
 @pytest.mark.parametrize("engine", ["onnxruntime", "executorch"])
-def test_on_an_emulated_arm64_the_tokens_are_the_oracles(
-    slm_export: SlmExport, tmp_path: Path, request: pytest.FixtureRequest, engine: str
+def test_on_arm64_the_tokens_are_the_oracles(
+    slm_export: SlmExport,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    adb_server: None,
+    engine: str,
+    device: str,
 ) -> None:
-    runner = os.environ.get(ARM64_VARIABLE)
-    if runner is None or emulator() is None:
-        pytest.skip(f"no arm64 runner or no qemu-aarch64; set {ARM64_VARIABLE} and {QEMU_VARIABLE}")
+    runner, lacks = os.environ.get(ARM64_VARIABLE), find_device(device)[1].lacks()
+    if runner is None or lacks:
+        pytest.skip(lacks or f"no runner for arm64; set {ARM64_VARIABLE} to its folder")
     folder = request.getfixturevalue("program") if engine == "executorch" else export(slm_export, tmp_path / "out", ())
     few = ("--prompt-tokens", "24", "--generate", "8", "--repetitions", "1", "--warm-up", "0")
-    slm_export.succeed("bench", str(folder), *few, "--device", "emulated-arm64", "--runner", runner)
+    slm_export.succeed("bench", str(folder), *few, "--device", device, "--runner", runner)
     latency = read_json(folder, "report")["latency"]
     assert latency["token_check"]["equal"]
     assert (latency["obtained"], latency["ttft_ms"]) == ("emulated", None)
