@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 import executorch.kernels.quantized  # noqa: F401  registers the operators of quantized tables
@@ -37,7 +38,8 @@ def open_driver(folder: Path) -> ChunkedDriver:
     layout = HostLayout.read(folder / HOST_FILE)
     prepare_runtime(layout)
     kv_bytes = sum(cache.bytes for cache in read_methods(folder / PROGRAM_FILE)[METHOD].caches)
-    return ChunkedDriver(LoadedProgram(folder / PROGRAM_FILE), layout, kv_bytes)
+    engine = f"executorch {importlib.metadata.version('executorch')}"
+    return ChunkedDriver(LoadedProgram(folder / PROGRAM_FILE), layout, kv_bytes, engine)
 
 
 def prepare_runtime(layout: HostLayout) -> None:
