@@ -6,6 +6,7 @@ of that is undone while it is read, so that no target knows of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # the plan knows families and must stay free of torch
 
 LAYERS = "layers."
 BIAS = ".bias"
+EXPERT = re.compile(r"^(?P<block>.+\.experts)\.(?P<number>\d+)\.(?P<rest>.+)$")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ def fused(*counts: int) -> tuple[Rows, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """A weight as a tensor of the files: value = part * factor + offset. `{}` in the name stands for the number of the layer."""
+    """A weight as a tensor of the files: value = part * factor + offset. `{}` in the name stands for the number of the layer; a second
+    one for that of the expert."""
 
     tensor: str
     rows: Rows | None = None
@@ -76,7 +79,8 @@ class Source:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Sources by canonical name, layers without their number: "layers.attention.query". A bias is found beside its matrix or gain.
+    """Sources by canonical name, layers and experts without their number: "layers.attention.query". A bias is found beside its
+    matrix or gain.
 
     `prefix` begins the tensors' names in a checkpoint of a language model; one saved from the bare decoder lacks it. `former` holds
     what older checkpoints call a tensor.
@@ -96,8 +100,12 @@ class WeightMap:
         if not name.startswith(LAYERS):
             return self._find(name)
         _, index, rest = name.split(".", 2)
-        found = self._find(f"{LAYERS}{rest}")
-        return replace(found, tensor=found.tensor.format(index))
+        expert = EXPERT.match(rest)
+        if expert is None:
+            found = self._find(f"{LAYERS}{rest}")
+            return replace(found, tensor=found.tensor.format(index))
+        found = self._find(f"{LAYERS}{expert['block']}.{expert['rest']}")
+        return replace(found, tensor=found.tensor.format(index, expert["number"]))
 
     def including(self, sources: dict[str, Source]) -> WeightMap:
         """The same map with more sources, or others."""

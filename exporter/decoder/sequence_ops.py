@@ -13,19 +13,25 @@ import torch
 
 from exporter.decoder.eager_ops import EagerOps, capped, rotate
 from exporter.decoder.rotary import cosine_sine
-from exporter.decoder.spec import AttentionSpec, RotarySpec
+from exporter.decoder.spec import AttentionSpec, ExpertsSpec, RotarySpec
 from exporter.decoder.weights import WeightStore
 
 ObserveAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 """Gets the layer, query [N * S, H, Hd], key and value [N * S, K, Hd]."""
 
 
+ObserveExperts = Callable[[str, ExpertsSpec, torch.Tensor, torch.Tensor], None]
+"""Gets the name of the block, its spec, what it reads [N * S, D], and the chosen experts int64 [N * S, k]."""
+
+
 @dataclass(frozen=True)
 class Hooks:
-    """What calibration listens to. `linear_input` gets the matrix name and its input [N * S, in], before the product."""
+    """What calibration listens to. `linear_input` gets the matrix name and its input [N * S, in], before the product; `experts` is
+    called between routing and the products of the experts."""
 
     linear_input: Callable[[str, torch.Tensor], None] | None = None
     attention: ObserveAttention | None = None
+    experts: ObserveExperts | None = None
 
 
 class SequenceOps(EagerOps):
@@ -48,6 +54,12 @@ class SequenceOps(EagerOps):
         if self.hooks.linear_input is not None:
             self.hooks.linear_input(matrix, value)
         return super().linear(value, matrix, bias)
+
+    def routed(self, value: torch.Tensor, prefix: str, experts: ExpertsSpec) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen, weights = super().routed(value, prefix, experts)
+        if self.hooks.experts is not None:
+            self.hooks.experts(prefix, experts, value, chosen)
+        return chosen, weights
 
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
         tables = cosine_sine(rotary, torch.arange(self.length))

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from exporter.decoder.experts import ROUTER, SELECTION_BIAS, SHARED, SHARED_GATE, RoutingSpec, expert_prefix
+
 
 class Activation(StrEnum):
     """Elementwise non-linearity of the feed-forward block."""
@@ -15,6 +17,7 @@ class Activation(StrEnum):
     SILU = "silu"
     GELU = "gelu"
     GELU_TANH = "gelu_tanh"
+    QUICK_GELU = "quick_gelu"
     RELU = "relu"
 
 
@@ -127,6 +130,27 @@ class FeedForwardSpec:
 
 
 @dataclass(frozen=True)
+class ExpertsSpec:
+    """A feed-forward block of experts with equal shapes, each [D -> D]. `shared` is one that every token passes beside the chosen
+    ones; `shared_gate` scales it per token by the sigmoid of a product with a stored vector [1, D].
+
+    An expert is down(activation(min(gate(x), limit)) * (clip(up(x), limit) + up_offset)).
+    """
+
+    routing: RoutingSpec
+    expert: FeedForwardSpec
+    shared: FeedForwardSpec | None = None
+    shared_gate: bool = False
+    limit: float | None = None
+    up_offset: float = 0.0
+
+    @property
+    def hidden_size(self) -> int:
+        """Inner channels that one token passes."""
+        return self.routing.chosen * self.expert.hidden_size + (self.shared.hidden_size if self.shared else 0)
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One decoder layer. A norm stands before a block, after it, at both places or at neither.
 
@@ -137,7 +161,7 @@ class LayerSpec:
     attention_norm: NormSpec | None
     attention: AttentionSpec
     feed_forward_norm: NormSpec | None
-    feed_forward: FeedForwardSpec
+    feed_forward: FeedForwardSpec | ExpertsSpec
     attention_post_norm: NormSpec | None = None
     feed_forward_post_norm: NormSpec | None = None
     parallel: bool = False
@@ -196,12 +220,14 @@ HEAD_BIAS = "head.bias"
 FINAL_NORM = "final_norm"
 
 
-SHARED_INPUTS = {
-    "attention.key": "attention.query",
-    "attention.value": "attention.query",
-    "feed_forward.up": "feed_forward.gate",
-}
-"""Matrices that read the same input as another one: they share its covariance, and a target may fuse their products."""
+SHARED_INPUTS = {"key": "query", "value": "query", "up": "gate"}
+"""Matrices that read the same input as another one of their block: they share its covariance, and a target may fuse their products."""
+
+
+def same_input(leader: str) -> tuple[str, ...]:
+    """Names of the matrices that read the input of this one, without it."""
+    block, _, last = leader.rpartition(".")
+    return tuple(f"{block}.{name}" for name, first in SHARED_INPUTS.items() if first == last)
 
 
 def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
@@ -244,13 +270,32 @@ def _attention_weights(prefix: str, attention: AttentionSpec, hidden: int) -> tu
     )
 
 
-def _feed_forward_weights(prefix: str, block: FeedForwardSpec, hidden: int) -> tuple[WeightSpec, ...]:
+def _feed_forward_weights(prefix: str, block: FeedForwardSpec | ExpertsSpec, hidden: int) -> tuple[WeightSpec, ...]:
+    if isinstance(block, ExpertsSpec):
+        return _experts_weights(prefix, block, hidden)
     gate = _matrix_weights(f"{prefix}.gate", block.hidden_size, hidden, block.bias) if block.gated else ()
     return (
         *gate,
         *_matrix_weights(f"{prefix}.up", block.hidden_size, hidden, block.bias),
         *_matrix_weights(f"{prefix}.down", hidden, block.hidden_size, block.bias),
     )
+
+
+def _experts_weights(prefix: str, block: ExpertsSpec, hidden: int) -> tuple[WeightSpec, ...]:
+    """The router decides between experts by small differences, and is small: it counts among the vectors, which keep their precision."""
+    routing, count = block.routing, block.routing.experts
+    weights = [WeightSpec(f"{prefix}.{ROUTER}", WeightKind.VECTOR, (count, hidden))]
+    if routing.bias:
+        weights.append(WeightSpec(f"{prefix}.{ROUTER}.bias", WeightKind.VECTOR, (count,)))
+    if routing.selection_bias:
+        weights.append(WeightSpec(f"{prefix}.{SELECTION_BIAS}", WeightKind.VECTOR, (count,)))
+    for expert in range(count):
+        weights += _feed_forward_weights(expert_prefix(prefix, expert), block.expert, hidden)
+    if block.shared is not None:
+        weights += _feed_forward_weights(f"{prefix}.{SHARED}", block.shared, hidden)
+    if block.shared_gate:
+        weights.append(WeightSpec(f"{prefix}.{SHARED_GATE}", WeightKind.VECTOR, (1, hidden)))
+    return tuple(weights)
 
 
 def embedding_weights(spec: DecoderSpec) -> tuple[WeightSpec, ...]:

@@ -15,12 +15,13 @@ import torch
 
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
-from exporter.decoder.spec import SHARED_INPUTS, Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
+from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, ExpertsSpec, NormSpec, RotarySpec, same_input
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.formats import KvFormat
 from exporter.quantize.kv_codec import LayerKvConstants
 from exporter.recipe import AttentionKernel, OnnxSection
 from exporter.targets.onnx.attention import CachedAttention
+from exporter.targets.onnx.experts import ExpertsWriter
 from exporter.targets.onnx.gqa import GroupedQueryAttention
 from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value, soft_cap
 from exporter.targets.onnx.kv_encoding import CacheEncoder, CachePart, StoredLayer, cache_parts
@@ -137,6 +138,8 @@ class OnnxOps:
         graph, inner = self.graph, self._value(value)
         if kind is Activation.SILU:
             return Tensor(graph.node("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
+        if kind is Activation.QUICK_GELU:
+            return Tensor(graph.node("QuickGelu", inner, domain=MICROSOFT, alpha=1.702))
         if kind is Activation.RELU:
             return Tensor(graph.node("Relu", inner))
         return Tensor(graph.node("Gelu", inner, approximate="tanh" if kind is Activation.GELU_TANH else "none"))
@@ -146,6 +149,15 @@ class OnnxOps:
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         return Tensor(parts=(self._value(left), self._value(right)))
+
+    def experts(self, value: Tensor, prefix: str, experts: ExpertsSpec) -> Tensor:
+        writer = ExpertsWriter(self.graph, self.weights, prefix, experts, self.settings.activation_bits)
+        return Tensor(writer.mix(self._value(value)))
+
+    def token_gate(self, value: Tensor, source: Tensor, vector: str) -> Tensor:
+        graph, column = self.graph, self.weights.dense(vector).T.contiguous().numpy()
+        product = graph.node("MatMul", self._value(source), graph.constant(vector, column))
+        return Tensor(graph.node("Mul", self._value(value), graph.node("Sigmoid", product)))
 
     def logits(self, value: Tensor, table: str, bias: str | None = None) -> Tensor:
         """Only the rows that the caller asks for meet the head."""
@@ -202,8 +214,7 @@ class OnnxOps:
 
     def _multiply(self, value: Value, leader: str) -> None:
         """One product for a matrix and for those that will ask for the same input next."""
-        prefix, names = leader.rsplit(".", 2)[0], [leader]
-        names += [f"{prefix}.{other}" for other, first in SHARED_INPUTS.items() if f"{prefix}.{first}" == leader]
+        names = [leader, *same_input(leader)]
         stored = self._matrix(leader, tuple(names))
         product = stored.multiply(value, f"{leader}.product")
         if len(names) == 1:
