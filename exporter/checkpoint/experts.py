@@ -10,6 +10,7 @@ from exporter.decoder.spec import ExpertsSpec, FeedForwardSpec
 
 EXPERTS = "layers.feed_forward.experts"
 SHARED = "layers.feed_forward.shared"
+SHARED_GATE = "layers.feed_forward.shared_gate"
 
 
 def expert_weights(block: str, gate: str, up: str, down: str, router: str, shared: str | None = None) -> WeightMap:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from exporter.decoder.experts import ROUTER, SELECTION_BIAS, SHARED, SHARED_GATE, RoutingSpec, expert_prefix
+from exporter.decoder.experts import ROUTER, SELECTION_BIAS, SHARED, SHARED_GATE, RoutingSpec, expert_prefix, is_expert
 
 
 class Activation(StrEnum):
@@ -296,6 +296,11 @@ def _experts_weights(prefix: str, block: ExpertsSpec, hidden: int) -> tuple[Weig
     if block.shared_gate:
         weights.append(WeightSpec(f"{prefix}.{SHARED_GATE}", WeightKind.VECTOR, (1, hidden)))
     return tuple(weights)
+
+
+def is_routed_matrix(weight: WeightSpec) -> bool:
+    """Whether only some tokens meet this matrix: that of an expert."""
+    return weight.kind is WeightKind.MATRIX and is_expert(weight.name)
 
 
 def embedding_weights(spec: DecoderSpec) -> tuple[WeightSpec, ...]:

@@ -53,6 +53,8 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
             if parameter.dim() == 2:
                 inputs = parameter.shape[0 if name in transposed else 1]
                 parameter.normal_(0, 1.0 if "embed" in name else inputs**-0.5, generator=generator)
+            elif ".experts." in name and parameter.dim() == 3:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.5, generator=generator)
             else:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from exporter.child import Emit
-from exporter.decoder.experts import is_expert
-from exporter.decoder.spec import EMBEDDING, DecoderSpec, WeightKind, decoder_weights, same_input
+from exporter.decoder.spec import EMBEDDING, DecoderSpec, WeightKind, decoder_weights, is_routed_matrix, same_input
 from exporter.errors import GateFailed
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.recipe import ExecutorchSection
@@ -129,7 +128,7 @@ def product_count(spec: DecoderSpec) -> int:
     matrices = [
         weight.name
         for weight in decoder_weights(spec)
-        if weight.kind is WeightKind.MATRIX and not is_expert(weight.name)
+        if weight.kind is WeightKind.MATRIX and not is_routed_matrix(weight)
     ]
     followers = {name for leader in matrices for name in same_input(leader)}
     return len([name for name in matrices if name not in followers]) + 1
