@@ -52,6 +52,7 @@ class DenseTraits:
     score_scales: tuple[float, ...] | None = None
     """Per layer; None means one over the root of the head dimension."""
     score_cap: float | None = None
+    learned_sinks: bool = False
     inner_size: int | None = None
     """Width of the feed-forward block when the config names none."""
     activation: Activation | None = None
@@ -189,4 +190,5 @@ def _attention(
         traits.query_key_norm_span,
         traits.score_cap,
         traits.distance_slopes,
+        traits.learned_sinks,
     )

@@ -28,13 +28,18 @@ def qwen_weights(shared: str | None = None) -> WeightMap:
 
 
 def read_routing(
-    config: Config, count: str, chosen: int, score: RouterScore = RouterScore.SOFTMAX, renormalized: bool = False
+    config: Config,
+    count: str,
+    chosen: int,
+    score: RouterScore = RouterScore.SOFTMAX,
+    renormalized: bool = False,
+    bias: bool = False,
 ) -> RoutingSpec:
     """`count` is the field that says how many experts there are, `chosen` how many a token goes to unless the config says so."""
     experts, per_token = config.integer(count), config.integer("num_experts_per_tok", chosen)
     if per_token > experts:
         raise config.fault("num_experts_per_tok", f"{per_token} of {experts} experts")
-    return RoutingSpec(experts, per_token, score, renormalized)
+    return RoutingSpec(experts, per_token, score, renormalized, bias)
 
 
 def sparse_layers(config: Config, block: ExpertsSpec) -> tuple[ExpertsSpec | None, ...]:

@@ -43,16 +43,25 @@ class Source:
     transposed: bool = False
     factor: float = 1.0
     offset: float = 0.0
+    members: int = 0
+    """A tensor that holds this weight of so many experts, first axis; 0 for a tensor of its own."""
+    member: int = 0
+
+    @property
+    def slab(self) -> slice:
+        """The part of the tensor, along its first axis, that has to be read for this weight."""
+        return slice(self.member, self.member + 1) if self.members else slice(None)
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the tensor that holds a weight of this shape."""
         if self.rows is not None:
             shape = (shape[0] // self.rows.count * self.rows.period, *shape[1:])
-        return shape[::-1] if self.transposed else shape
+        shape = shape[::-1] if self.transposed else shape
+        return (self.members, *shape) if self.members else shape
 
     def stored_rows(self, rows: slice | torch.Tensor, stored: int) -> slice | torch.Tensor | None:
         """Which rows of the tensor, which has `stored` of them, are these rows of the weight; None when they are none of its rows."""
-        if self.transposed or (self.rows is not None and self.rows.period != stored):
+        if self.transposed or self.members or (self.rows is not None and self.rows.period != stored):
             return None
         if self.rows is None:
             return rows
@@ -62,7 +71,9 @@ class Source:
         return slice(self.rows.start + start, self.rows.start + stop)
 
     def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The weight's part of the whole tensor, rows first."""
+        """The weight's part of the slab that was read, rows first."""
+        if self.members:
+            tensor = tensor[0]
         if self.transposed:
             tensor = tensor.T
         if self.rows is not None:
@@ -105,7 +116,8 @@ class WeightMap:
             found = self._find(f"{LAYERS}{rest}")
             return replace(found, tensor=found.tensor.format(index))
         found = self._find(f"{LAYERS}{expert['block']}.{expert['rest']}")
-        return replace(found, tensor=found.tensor.format(index, expert["number"]))
+        number = expert["number"]
+        return replace(found, tensor=found.tensor.format(index, number), member=int(number) if found.members else 0)
 
     def including(self, sources: dict[str, Source]) -> WeightMap:
         """The same map with more sources, or others."""

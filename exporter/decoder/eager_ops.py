@@ -20,6 +20,14 @@ def capped(value: torch.Tensor, cap: float | None) -> torch.Tensor:
     return value if cap is None else torch.tanh(value / cap) * cap
 
 
+def softmax_beside(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """Softmax over the last axis of [H, S, C]; learned sinks [H] take their part of the sum."""
+    if sinks is None:
+        return scores.softmax(-1)
+    beside = sinks[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, beside), -1).softmax(-1)[..., :-1]
+
+
 def rotate(value: torch.Tensor, rotary: RotarySpec, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     """Rotates the leading channels of [..., Hd] by tables that broadcast to [..., dimensions / 2]."""
     rotated, passed = value[..., : rotary.dimensions], value[..., rotary.dimensions :]

@@ -55,6 +55,8 @@ class RotaryScaling:
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
     context: int = 0
+    truncate: bool = True
+    """Of YaRN: whether its band of channels begins and ends at whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class AttentionSpec:
     """Grouped-query attention of one layer. `window` counts the positions that a token sees, itself included.
 
     `score_cap` replaces scores x by cap * tanh(x / cap). `distance_slopes` has a number per query head that is multiplied by
-    key position minus query position and added to the scores (ALiBi, arXiv 2108.12409).
+    key position minus query position and added to the scores (ALiBi, arXiv 2108.12409). `learned_sinks` is a stored vector [H] of
+    logits that share the softmax with the scores and have no value: a token may attend to nothing.
     """
 
     query_heads: int
@@ -112,6 +115,7 @@ class AttentionSpec:
     query_key_norm_span: NormSpan = NormSpan.HEAD
     score_cap: float | None = None
     distance_slopes: tuple[float, ...] | None = None
+    learned_sinks: bool = False
 
     @property
     def group(self) -> int:
@@ -218,6 +222,7 @@ POSITIONS = "positions"
 HEAD = "head"
 HEAD_BIAS = "head.bias"
 FINAL_NORM = "final_norm"
+SINKS = "sinks"
 
 
 SHARED_INPUTS = {"key": "query", "value": "query", "up": "gate"}
@@ -243,6 +248,11 @@ def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
     )
 
 
+def sinks_name(layer: int) -> str:
+    """The weight that holds a layer's learned sinks."""
+    return f"layers.{layer}.attention.{SINKS}"
+
+
 def norm_weights(name: str, norm: NormSpec | None, size: int) -> tuple[WeightSpec, ...]:
     """Gain and bias of a norm over `size` channels; nothing for no norm."""
     if norm is None:
@@ -266,6 +276,11 @@ def _attention_weights(prefix: str, attention: AttentionSpec, hidden: int) -> tu
         *_matrix_weights(f"{prefix}.value", key_value, hidden, bias),
         *norm_weights(f"{prefix}.query_norm", norm, query if whole else attention.head_dim),
         *norm_weights(f"{prefix}.key_norm", norm, key_value if whole else attention.head_dim),
+        *(
+            (WeightSpec(f"{prefix}.{SINKS}", WeightKind.VECTOR, (attention.query_heads,)),)
+            if attention.learned_sinks
+            else ()
+        ),
         *_matrix_weights(f"{prefix}.output", hidden, query, attention.output_bias),
     )
 

@@ -1,4 +1,4 @@
-"""Targets that have no operator which reads the matrices of chosen experts alone: their plan says so."""
+"""What some targets lack, for their plans to say: an operator that reads the matrices of chosen experts alone, and learned sinks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ def expert_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
     """`runtime` as a reader knows it: "Core ML"."""
     blocks = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, ExpertsSpec)]
     if not blocks:
-        return []
+        return sink_refusals(spec)
     routing = blocks[0].routing
     reason = (
         f"{len(blocks)} layers send a token to {routing.chosen} of {routing.experts} experts, and {runtime} would read all of them "
         "for every token"
     )
     return [Refusal(reason, OTHER_TARGETS)]
+
+
+def sink_refusals(spec: DecoderSpec) -> list[Refusal]:
+    if not any(layer.attention.learned_sinks for layer in spec.layers):
+        return []
+    reason = "the attention of this target has no place for learned sinks"
+    return [Refusal(reason, "a recipe for ONNX Runtime, such as onnx-cpu")]
 
 
 class WithoutExperts:

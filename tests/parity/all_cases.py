@@ -29,6 +29,7 @@ FULLEST = {
     "falcon": "falcon-sequential-alibi",
     "mpt": "mpt",
     "bloom": "bloom",
+    "gpt_oss": "gpt_oss",
     "mixtral": "mixtral",
     "qwen2_moe": "qwen2_moe",
     "qwen3_moe": "qwen3_moe",

@@ -7,10 +7,10 @@ from typing import Any
 
 from family_cases import ALTERNATING, NONE_WINDOWED, YARN, Case
 from random_checkpoint import WINDOW, tiny_shape
-from spec_faults import Fault, attention, layers, rotary
-from transformers import MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from spec_faults import Fault, attention, layers, rotary, scaling
+from transformers import GptOssConfig, MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
-from exporter.decoder.spec import ExpertsSpec
+from exporter.decoder.spec import Activation, ExpertsSpec
 
 
 def qwen3_moe(**changes: Any) -> Qwen3MoeConfig:
@@ -37,6 +37,15 @@ def experts(**changes: Any) -> Fault:
     return layers(lambda _, layer: dataclasses.replace(layer, feed_forward=change(layer)))
 
 
+def expert(**changes: Any) -> Fault:
+    """Every mixture's experts with these fields changed."""
+
+    def change(layer: Any) -> Any:
+        return dataclasses.replace(layer.feed_forward, expert=dataclasses.replace(layer.feed_forward.expert, **changes))
+
+    return layers(lambda _, layer: dataclasses.replace(layer, feed_forward=change(layer)))
+
+
 def routing(**changes: Any) -> Fault:
     """Every router with these fields changed."""
 
@@ -47,6 +56,12 @@ def routing(**changes: Any) -> Fault:
         return dataclasses.replace(block, routing=dataclasses.replace(block.routing, **changes))
 
     return layers(lambda _, layer: dataclasses.replace(layer, feed_forward=change(layer)))
+
+
+def gpt_oss(**changes: Any) -> GptOssConfig:
+    rotary = YARN | {"truncate": False}
+    switches = {"head_dim": 16, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": WINDOW}
+    return GptOssConfig(**tiny_shape(**switches | {"rope_parameters": rotary, "swiglu_limit": 1.2} | changes))
 
 
 EXPERT_CASES = {
@@ -82,6 +97,26 @@ EXPERT_CASES = {
     "qwen2_moe-dense-layers-no-bias": Case(
         qwen2_moe(decoder_sparse_step=2, qkv_bias=False, norm_topk_prob=True),
         {"as they are": routing(renormalized=False)},
+    ),
+    "gpt_oss": Case(
+        gpt_oss(),
+        {
+            "no sinks": attention(learned_sinks=False),
+            "no window": NONE_WINDOWED,
+            "truncated": scaling(truncate=True),
+            "no limit": experts(limit=None),
+            "silu": expert(activation=Activation.SILU),
+            "no expert bias": expert(bias=False),
+            "no router bias": routing(bias=False),
+            "no offset": experts(up_offset=0.0),
+            "no output bias": attention(output_bias=False),
+        },
+    ),
+    "gpt_oss-usual-rotary": Case(
+        gpt_oss(attention_bias=False, swiglu_alpha=1.0),
+        {"no scaling": rotary(scaling=None)},
+        ("rope_parameters", "layer_types", "head_dim"),
+        {"head_dim": 16},
     ),
     "mixtral": Case(
         mixtral(sliding_window=WINDOW, num_experts_per_tok=3, rms_norm_eps=0.1),

@@ -27,11 +27,13 @@ pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", EXPERT_CASES)
-def test_experts_equal_the_oracle_in_executorch(case: str, tmp_path: Path) -> None:
+def test_experts_are_refused_or_equal_the_oracle_in_executorch(case: str, tmp_path: Path) -> None:
     decoder = quantized_case(EXPERT_CASES[case], tmp_path, KvFormat(8, KvScaling.PER_TOKEN), ScaleFormat.BF16)
     recipe = load_recipe("android-cpu-small")
     refusals = find_target(recipe.target.kind).refusals(decoder.spec, recipe)
-    assert refusals == []
+    assert bool(refusals) == case.startswith("gpt_oss")  # learned sinks
+    if refusals:
+        return
     rounded = tuple(replace(ring, slots=-(-ring.slots // TOKEN_BLOCK) * TOKEN_BLOCK) for ring in decoder.layout)
     decoder = replace(decoder, layout=rounded)
     save_quantized(decoder, tmp_path)

@@ -50,6 +50,7 @@ WEIGHED = [
     "qwen3_moe",
     "qwen2_moe",
     "mixtral",
+    "gpt_oss",
 ]
 """Cases of the other families that have every weight of theirs."""
 

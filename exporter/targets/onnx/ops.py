@@ -15,7 +15,16 @@ import torch
 
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
-from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, ExpertsSpec, NormSpec, RotarySpec, same_input
+from exporter.decoder.spec import (
+    Activation,
+    AttentionSpec,
+    DecoderSpec,
+    ExpertsSpec,
+    NormSpec,
+    RotarySpec,
+    same_input,
+    sinks_name,
+)
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.formats import KvFormat
 from exporter.quantize.kv_codec import LayerKvConstants
@@ -132,7 +141,8 @@ class OnnxOps:
         stored = StoredLayer(*(self._write(part, row, ring) for part, row in zip(parts, rows, strict=True)))
         writer = CachedAttention(*shared, self.settings.attention_terms)
         mask, middle = self._tiled_mask(ring, attention), self._middle_codes(attention)
-        return Tensor(writer.attend(self._value(query), stored, mask, middle))
+        beside = self._learned_sinks(layer, attention) if attention.learned_sinks else None
+        return Tensor(writer.attend(self._value(query), stored, mask, middle, beside))
 
     def activation(self, value: Tensor, kind: Activation) -> Tensor:
         graph, inner = self.graph, self._value(value)
@@ -240,6 +250,14 @@ class OnnxOps:
             first = graph.node("Gather", self._positions, graph.integers(0), axis=1)
             self._rotary[rotary] = RotaryTables(graph.node("Sub", self._positions, first), cosine, sine)
         return self._rotary[rotary]
+
+    def _learned_sinks(self, layer: int, attention: AttentionSpec) -> Value:
+        """float [1, K, G * S, 1]: every head's logit for each of the chunk's tokens."""
+        graph, heads = self.graph, (attention.kv_heads, attention.group)
+        stored = self.weights.dense(sinks_name(layer)).view(1, *heads, 1).numpy()
+        shape = graph.node("Concat", graph.integers(1, *heads), graph.node("Shape", self._positions, start=1), axis=0)
+        repeated = graph.node("Expand", graph.constant(sinks_name(layer), stored), shape)
+        return graph.node("Reshape", repeated, graph.integers(1, attention.kv_heads, -1, 1))
 
     def _middle_codes(self, attention: AttentionSpec) -> Value:
         """uint8 [1, K, G * S, 1] of 128: the zero points that QuantizeLinear wants beside every scale."""
