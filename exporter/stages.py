@@ -34,7 +34,7 @@ from exporter.stage_cache import StageCache, content_key
 from exporter.targets.base import VERIFICATION_FOLDER, LowerOutcome, LowerRequest, Target
 from exporter.texts import Texts
 from exporter.verify.parity import layerwise_perplexities
-from exporter.verify.verification import VERIFICATION_FOLDER, EvaluationSet, VerificationResult, verify_artifact
+from exporter.verify.verification import EvaluationSet, VerificationResult, verify_artifact
 
 OUTCOME_FILE, STATISTICS_FILE, SUMS_FILE = "outcome.json", "kv_statistics.safetensors", "sums.json"
 NOT_LOWERED = {"name", "description", "verify", "gates", "gates_int4_kv", "device"}

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from exporter.decoder.cache import LayerCache
-from exporter.decoder.eager_ops import EagerOps, capped, rotate
+from exporter.decoder.eager_ops import EagerOps, capped, rotate, softmax_beside
 from exporter.decoder.rotary import cosine_sine
-from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec
+from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec, sinks_name
 from exporter.decoder.weights import WeightStore
 from exporter.quantize.formats import KvFormat, KvScaling
 from exporter.quantize.kv_codec import ChannelConstants, EncodedRows, KvCodec, LayerKvConstants
@@ -125,7 +125,8 @@ class TorchOps(EagerOps):
             slopes = torch.tensor(attention.distance_slopes).view(attention.kv_heads, attention.group, 1, 1)
             scores = scores + slopes * torch.from_numpy(held[None, :] - positions[:, None])
         visible = torch.from_numpy(cache.layout.visible(positions, held))
-        probabilities = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+        sinks = self.weights.dense(sinks_name(layer)) if attention.learned_sinks else None
+        probabilities = softmax_beside(scores.masked_fill(~visible, -torch.inf).flatten(0, 1), sinks).view_as(scores)
         mixed = cache.value.restore(torch.einsum("krsc,ckd->skrd", probabilities, values))
         return mixed.flatten(1)
 

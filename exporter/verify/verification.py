@@ -18,13 +18,13 @@ from exporter.errors import CheckpointError
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.recipe import GatesSection, Recipe
 from exporter.runtime.rows import RowFile, map_rows
-from exporter.targets.base import Target
+from exporter.targets.base import VERIFICATION_FOLDER, Target
 from exporter.verify.gates import Gate, percent_rise
 from exporter.verify.parity import ParityFigures, PerplexityMeter, compare_logits, window_logits
 from exporter.verify.same_codes import has_codes
 
 SCORE_TIME_LIMIT_S = 7200.0
-EVALUATION_FILE, VERIFICATION_FOLDER = "evaluation.json", "verification"
+EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from exporter.decoder.eager_ops import activate, capped, normalize
-from exporter.decoder.spec import SHARED_INPUTS, Activation, NormSpec
+from exporter.decoder.spec import Activation, NormSpec, same_input
 from exporter.quantize.int4 import QuantizedMatrix
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.constants import Constants
@@ -55,6 +55,9 @@ class TracedOps:
     def multiply(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return left * right
 
+    def token_gate(self, value: torch.Tensor, source: torch.Tensor, vector: str) -> torch.Tensor:
+        return value * (source * self.vector(vector)).sum(-1, keepdim=True).sigmoid()
+
     def add(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return left + right
 
@@ -72,8 +75,7 @@ class TracedOps:
 
     def _multiply(self, value: torch.Tensor, leader: str, bias: bool) -> None:
         """One product for a matrix and for those that will ask for the same input next."""
-        prefix, names = leader.rsplit(".", 2)[0], [leader]
-        names += [f"{prefix}.{other}" for other, first in SHARED_INPUTS.items() if f"{prefix}.{first}" == leader]
+        names = [leader, *same_input(leader)]
         parts = [self.weights.quantized(name) for name in names]
 
         def biases() -> torch.Tensor:

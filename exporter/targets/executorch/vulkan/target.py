@@ -27,6 +27,7 @@ class VulkanTarget:
     backend = "vulkan"
     obtained = Obtained.GRAPH
     holds_palettes = False
+    adopts_codes = False
     driver = "exporter.targets.executorch.vulkan.driver:open_driver"
     exact_driver: str | None = None
 
@@ -38,7 +39,11 @@ class VulkanTarget:
         return recipe.cache.context
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        return [*_weight_refusals(spec, recipe), *_cache_refusals(recipe)]
+        return [
+            *_weight_refusals(spec, recipe),
+            *_cache_refusals(recipe),
+            *expert_refusals(spec, "the Vulkan delegate"),
+        ]
 
     def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
         return ScaleFormat.FP16

@@ -7,10 +7,11 @@ from torch import nn
 
 from exporter.decoder.eager_ops import rotate
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
-from exporter.decoder.spec import AttentionSpec, RotarySpec
+from exporter.decoder.spec import AttentionSpec, ExpertsSpec, RotarySpec
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.constants import Constants
 from exporter.targets.executorch.traced_ops import TracedOps
+from exporter.targets.executorch.xnnpack.experts import mixture
 from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
 from exporter.targets.executorch.xnnpack.weights import Product, looked_up
 
@@ -36,6 +37,9 @@ class ExecutorchOps(TracedOps):
     ) -> torch.Tensor:
         assert isinstance(self.state, KvState)
         return self.state.attend(layer, self.chunk, query, key, value)
+
+    def experts(self, value: torch.Tensor, prefix: str, experts: ExpertsSpec) -> torch.Tensor:
+        return mixture(self.constants, self.weights, prefix, experts, value)
 
     def _angles(self, rotary: RotarySpec) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine of the chunk's positions, float32 [S, 1, dimensions / 2] each."""
