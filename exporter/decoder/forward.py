@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exporter.decoder.mixers import mix_by_recurrence
 from exporter.decoder.ops import Ops, Tensor
 from exporter.decoder.spec import (
     EMBEDDING,
@@ -45,12 +46,13 @@ def decode_layer(ops: Ops[Tensor], spec: DecoderSpec, index: int, hidden: Tensor
     """One layer with its residual connections: [S, D] -> [S, D]."""
     layer, prefix = spec.layers[index], f"layers.{index}"
     normed = _norm(ops, hidden, f"{prefix}.attention_norm", layer.attention_norm)
-    attended = _attention(ops, layer.attention, index, normed)
-    attended = _norm(ops, attended, f"{prefix}.attention_post_norm", layer.attention_post_norm)
+    mixed = _norm(ops, _mixed(ops, layer, index, normed), f"{prefix}.attention_post_norm", layer.attention_post_norm)
     if layer.parallel:
         beside = normed if layer.feed_forward_norm is None else hidden
-        return ops.add(ops.add(hidden, attended), _feed_forward(ops, layer, prefix, beside))
-    hidden = ops.add(hidden, attended)
+        return ops.add(ops.add(hidden, mixed), _feed_forward(ops, layer, prefix, beside))
+    hidden = ops.add(hidden, mixed)
+    if layer.feed_forward is None:
+        return hidden
     return ops.add(hidden, _feed_forward(ops, layer, prefix, hidden))
 
 
@@ -69,6 +71,14 @@ def _norm(ops: Ops[Tensor], value: Tensor, gain: str, norm: NormSpec | None) -> 
     if norm is None:
         return value
     return ops.rms_norm(value, gain, norm) if norm.kind is NormKind.RMS else ops.layer_norm(value, gain, norm)
+
+
+def _mixed(ops: Ops[Tensor], layer: LayerSpec, index: int, value: Tensor) -> Tensor:
+    """What a layer's tokens learn of one another: [S, D] -> [S, D]."""
+    if layer.recurrence is None:
+        return _attention(ops, layer.heads, index, value)
+    recurred = mix_by_recurrence(ops, layer.recurrence, index, value)
+    return recurred if layer.attention is None else ops.add(recurred, _attention(ops, layer.attention, index, value))
 
 
 def _attention(ops: Ops[Tensor], attention: AttentionSpec, index: int, value: Tensor) -> Tensor:
@@ -92,6 +102,7 @@ def _heads(ops: Ops[Tensor], attention: AttentionSpec, value: Tensor, gain: str,
 
 def _feed_forward(ops: Ops[Tensor], layer: LayerSpec, prefix: str, value: Tensor) -> Tensor:
     block, name = layer.feed_forward, f"{prefix}.feed_forward"
+    assert block is not None
     value = _norm(ops, value, f"{name}_norm", layer.feed_forward_norm)
     return _norm(ops, _dense(ops, block, name, value), f"{name}_post_norm", layer.feed_forward_post_norm)
 

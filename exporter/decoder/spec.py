@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from exporter.decoder.recurrence import Recurrence, StateSpec, recurrent_weights
+
 
 class Activation(StrEnum):
     """Elementwise non-linearity of the feed-forward block."""
@@ -75,11 +77,13 @@ class NormKind(StrEnum):
 
 @dataclass(frozen=True)
 class NormSpec:
-    """Normalization over the last axis, times a stored gain; `bias` adds a stored vector after it."""
+    """Normalization over the last axis, times a stored gain; `bias` adds a stored vector after it. With `groups`, the axis is cut into
+    so many equal parts, each normalized by itself."""
 
     eps: float
     kind: NormKind = NormKind.RMS
     bias: bool = False
+    groups: int = 1
 
 
 class NormSpan(StrEnum):
@@ -130,17 +134,32 @@ class FeedForwardSpec:
 class LayerSpec:
     """One decoder layer. A norm stands before a block, after it, at both places or at neither.
 
+    What mixes tokens is the attention, the recurrence, or the sum of both, which then read the same. A layer may be without a
+    feed-forward block.
+
     The feed-forward block follows the attention, or stands beside it (`parallel`) and reads the layer's own input; a parallel
     block without a norm of its own reads what the attention reads.
     """
 
     attention_norm: NormSpec | None
-    attention: AttentionSpec
+    attention: AttentionSpec | None
     feed_forward_norm: NormSpec | None
-    feed_forward: FeedForwardSpec
+    feed_forward: FeedForwardSpec | None
     attention_post_norm: NormSpec | None = None
     feed_forward_post_norm: NormSpec | None = None
     parallel: bool = False
+    recurrence: Recurrence | None = None
+
+    @property
+    def heads(self) -> AttentionSpec:
+        """The attention of a layer that is known to have one."""
+        assert self.attention is not None
+        return self.attention
+
+    @property
+    def states(self) -> tuple[StateSpec, ...]:
+        """What the layer carries from token to token beside its cache."""
+        return () if self.recurrence is None else self.recurrence.states
 
 
 @dataclass(frozen=True)
@@ -162,6 +181,11 @@ class DecoderSpec:
     learned_positions: int = 0
     head_bias: bool = False
     logits_cap: float | None = None
+
+    @property
+    def attentions(self) -> tuple[AttentionSpec, ...]:
+        """Of the layers that have one."""
+        return tuple(layer.attention for layer in self.layers if layer.attention is not None)
 
 
 class WeightKind(StrEnum):
@@ -210,6 +234,7 @@ def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
     return (
         *norm_weights(f"{prefix}.attention_norm", layer.attention_norm, hidden),
         *_attention_weights(f"{prefix}.attention", layer.attention, hidden),
+        *_recurrence_weights(f"{prefix}.recurrence", layer.recurrence, hidden),
         *norm_weights(f"{prefix}.attention_post_norm", layer.attention_post_norm, hidden),
         *norm_weights(f"{prefix}.feed_forward_norm", layer.feed_forward_norm, hidden),
         *_feed_forward_weights(f"{prefix}.feed_forward", layer.feed_forward, hidden),
@@ -230,7 +255,17 @@ def _matrix_weights(name: str, rows: int, columns: int, bias: bool) -> tuple[Wei
     return (matrix, WeightSpec(f"{name}.bias", WeightKind.VECTOR, (rows,))) if bias else (matrix,)
 
 
-def _attention_weights(prefix: str, attention: AttentionSpec, hidden: int) -> tuple[WeightSpec, ...]:
+def _recurrence_weights(prefix: str, recurrence: Recurrence | None, hidden: int) -> tuple[WeightSpec, ...]:
+    if recurrence is None:
+        return ()
+    kinds = {True: WeightKind.MATRIX, False: WeightKind.VECTOR}
+    weights = recurrent_weights(recurrence, hidden)
+    return tuple(WeightSpec(f"{prefix}.{weight.name}", kinds[weight.matrix], weight.shape) for weight in weights)
+
+
+def _attention_weights(prefix: str, attention: AttentionSpec | None, hidden: int) -> tuple[WeightSpec, ...]:
+    if attention is None:
+        return ()
     query, key_value = attention.query_heads * attention.head_dim, attention.kv_heads * attention.head_dim
     norm, bias = attention.query_key_norm, attention.query_key_value_bias
     whole = attention.query_key_norm_span is NormSpan.PROJECTION
@@ -244,7 +279,9 @@ def _attention_weights(prefix: str, attention: AttentionSpec, hidden: int) -> tu
     )
 
 
-def _feed_forward_weights(prefix: str, block: FeedForwardSpec, hidden: int) -> tuple[WeightSpec, ...]:
+def _feed_forward_weights(prefix: str, block: FeedForwardSpec | None, hidden: int) -> tuple[WeightSpec, ...]:
+    if block is None:
+        return ()
     gate = _matrix_weights(f"{prefix}.gate", block.hidden_size, hidden, block.bias) if block.gated else ()
     return (
         *gate,
@@ -289,7 +326,7 @@ def parameter_count(spec: DecoderSpec) -> int:
 
 def rotary_settings(spec: DecoderSpec) -> tuple[RotarySpec, ...]:
     """The different rotary settings of the layers, in the order of their first use."""
-    return tuple(dict.fromkeys(layer.attention.rotary for layer in spec.layers if layer.attention.rotary is not None))
+    return tuple(dict.fromkeys(attention.rotary for attention in spec.attentions if attention.rotary is not None))
 
 
 def for_context(spec: DecoderSpec, context: int) -> DecoderSpec:
@@ -300,10 +337,11 @@ def for_context(spec: DecoderSpec, context: int) -> DecoderSpec:
     """
 
     def settled(layer: LayerSpec) -> LayerSpec:
-        rotary = layer.attention.rotary
-        if rotary is None or rotary.scaling is None or not rotary.scaling.kind.depends_on_context:
+        attention = layer.attention
+        rotary = None if attention is None else attention.rotary
+        if attention is None or rotary is None or rotary.scaling is None or not rotary.scaling.kind.depends_on_context:
             return layer
         rotary = replace(rotary, scaling=replace(rotary.scaling, context=context))
-        return replace(layer, attention=replace(layer.attention, rotary=rotary))
+        return replace(layer, attention=replace(attention, rotary=rotary))
 
     return replace(spec, layers=tuple(settled(layer) for layer in spec.layers))

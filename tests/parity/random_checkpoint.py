@@ -92,11 +92,12 @@ def reference_logits(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.T
 
 @torch.no_grad()
 def cached_reference_logits(model: PreTrainedModel, token_ids: torch.Tensor, prefill: int) -> torch.Tensor:
-    """Logits of transformers with past_key_values: `prefill` tokens at once, the rest one by one."""
+    """Logits of transformers with its cache, which decoders without attention have under another name: `prefill` tokens at once, the
+    rest one by one."""
     output = model(input_ids=token_ids[None, :prefill], use_cache=True)
-    logits = [output.logits[0]]
+    logits, name = [output.logits[0]], "cache_params" if "cache_params" in output else "past_key_values"
     for token_id in token_ids[prefill:]:
-        output = model(input_ids=token_id.view(1, 1), past_key_values=output.past_key_values, use_cache=True)
+        output = model(input_ids=token_id.view(1, 1), use_cache=True, **{name: output[name]})
         logits.append(output.logits[0])
     return torch.cat(logits)
 

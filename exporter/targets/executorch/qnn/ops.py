@@ -15,6 +15,7 @@ import math
 import torch
 
 from exporter.decoder.cache import LayerCache
+from exporter.decoder.ops import WithoutRecurrence
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec, rotary_settings
 from exporter.decoder.weights import DecoderWeights
 from exporter.errors import PlanRefused
@@ -31,7 +32,7 @@ from exporter.targets.executorch.qnn.boundary import (
 from exporter.targets.executorch.qnn.graph import Constant, Encoding, HtpGraph, Kernel, Role, Storage, Value
 
 
-class QnnOps:
+class QnnOps(WithoutRecurrence[Value]):
     """Builds one method's graph for chunks of `chunk` tokens."""
 
     def __init__(

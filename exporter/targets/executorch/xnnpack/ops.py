@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from exporter.decoder.eager_ops import activate, capped, normalize, rotate
+from exporter.decoder.ops import WithoutRecurrence
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
 from exporter.decoder.spec import SHARED_INPUTS, Activation, AttentionSpec, NormSpec, RotarySpec
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
@@ -17,7 +18,7 @@ from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
 from exporter.targets.executorch.xnnpack.weights import Constants, Product, looked_up
 
 
-class ExecutorchOps:
+class ExecutorchOps(WithoutRecurrence[torch.Tensor]):
     """Interprets one chunk: token ids int64 [S] from the absolute position int64 [1] on."""
 
     def __init__(
