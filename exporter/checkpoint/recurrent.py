@@ -62,6 +62,14 @@ def layer_kinds(config: Config, field: str, known: tuple[str, ...], default: Seq
     return kinds
 
 
+def numbered_layers(config: Config, field: str, default: Sequence[int] = ()) -> list[int]:
+    """Layers that a field lists by number. Raises CheckpointError naming the field."""
+    numbers, count = config.get(field, list(default)), layer_count(config)
+    if not isinstance(numbers, list) or not all(isinstance(index, int) and 0 <= index < count for index in numbers):
+        raise config.fault(field, f"must list layers from 0 to {count - 1}")
+    return numbers
+
+
 def refuse_other_activations(config: Config) -> None:
     """Convolutions and gates of recurrent mixers know one activation."""
     if config.activation() is not Activation.SILU:

@@ -33,13 +33,17 @@ def fused(*counts: int) -> tuple[Rows, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """A weight as a tensor of the files: value = part * factor + offset. `{}` in the name stands for the number of the layer."""
+    """A weight as a tensor of the files: value = part * factor + offset. `{}` in the name stands for the number of the layer.
+
+    `row_factors` holds further factors for so many rows each, one after another: a fused weight whose parts are scaled apart.
+    """
 
     tensor: str
     rows: Rows | None = None
     transposed: bool = False
     factor: float = 1.0
     offset: float = 0.0
+    row_factors: tuple[tuple[int, float], ...] = ()
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the tensor that holds a weight of this shape."""
@@ -67,10 +71,13 @@ class Source:
             tensor = runs[:, self.rows.start : self.rows.start + self.rows.count].flatten(0, 1)
         return tensor.contiguous()
 
-    def scaled(self, part: torch.Tensor) -> torch.Tensor:
-        """Factor and offset applied."""
+    def scaled(self, part: torch.Tensor, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """Factors and offset applied to these rows of the weight."""
         if self.factor != 1.0:
             part = part * self.factor
+        if self.row_factors:
+            factors = [factor for count, factor in self.row_factors for _ in range(count)]
+            part = part * part.new_tensor(factors)[rows].view(-1, *[1] * (part.dim() - 1))
         return part + self.offset if self.offset else part
 
 

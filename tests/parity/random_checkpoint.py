@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,11 +94,13 @@ def reference_logits(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.T
 @torch.no_grad()
 def cached_reference_logits(model: PreTrainedModel, token_ids: torch.Tensor, prefill: int) -> torch.Tensor:
     """Logits of transformers with its cache, which decoders without attention have under another name: `prefill` tokens at once, the
-    rest one by one."""
+    rest one by one. Not every decoder derives a token's position from its cache."""
     output = model(input_ids=token_ids[None, :prefill], use_cache=True)
     logits, name = [output.logits[0]], "cache_params" if "cache_params" in output else "past_key_values"
-    for token_id in token_ids[prefill:]:
-        output = model(input_ids=token_id.view(1, 1), use_cache=True, **{name: output[name]})
+    asks = "position_ids" in inspect.signature(model.forward).parameters
+    for position, token_id in enumerate(token_ids[prefill:], prefill):
+        given = {"position_ids": torch.tensor([[position]])} if asks else {}
+        output = model(input_ids=token_id.view(1, 1), use_cache=True, **given, **{name: output[name]})
         logits.append(output.logits[0])
     return torch.cat(logits)
 

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("coremltools", reason="the coreml extra is not installed")
 
-from all_cases import CASES, FULLEST
+from all_cases import CASES, DENSE
 from coreml_package import lower_coreml, require_parity
 from quantized_case import quantized_case
 
@@ -23,7 +23,7 @@ RECIPES = {Profile.GPU: "ios", Profile.NEURAL_ENGINE: "ios-ane"}
 
 @torch.no_grad()
 @pytest.mark.parametrize("profile", RECIPES)
-@pytest.mark.parametrize("case", FULLEST.values(), ids=FULLEST)
+@pytest.mark.parametrize("case", DENSE.values(), ids=DENSE)
 def test_a_package_of_every_family_equals_the_oracle(case: str, profile: Profile, tmp_path: Path) -> None:
     decoder = quantized_case(CASES[case], tmp_path, KvFormat(16, KvScaling.NONE), ScaleFormat.FP16)
     recipe = load_recipe(RECIPES[profile])

@@ -3,7 +3,7 @@
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, full_attention, layer_count
 from exporter.checkpoint.family import FAMILIES, Family, Published
-from exporter.checkpoint.recurrent import hybrid_decoder, layer_kinds
+from exporter.checkpoint.recurrent import hybrid_decoder, layer_kinds, numbered_layers
 from exporter.checkpoint.rotary import read_rotary
 from exporter.checkpoint.weight_map import LLAMA_WEIGHTS, WeightMap
 from exporter.decoder.recurrence import CausalConvolution, ShortConvolution
@@ -71,9 +71,7 @@ def inner_size(config: Config) -> int:
 def kinds(config: Config) -> list[str]:
     """Of every layer; older files number those with attention."""
     count = layer_count(config)
-    attending = config.get("full_attn_idxs", list(range(count)))
-    if not isinstance(attending, list) or not all(isinstance(index, int) and index < count for index in attending):
-        raise config.fault("full_attn_idxs", f"must list layers below {count}")
+    attending = numbered_layers(config, "full_attn_idxs", range(count))
     default = [ATTENTION if index in attending else CONVOLUTION for index in range(count)]
     return layer_kinds(config, "layer_types", (CONVOLUTION, ATTENTION), default)
 
