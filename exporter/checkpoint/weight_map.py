@@ -100,7 +100,8 @@ class WeightMap:
 
     def source(self, name: str) -> Source:
         """Where a weight lies, by its canonical name with the layer's number."""
-        if not name.startswith(LAYERS):
+        own = name.removesuffix(BIAS) in self.sources or name in self.sources
+        if own or not name.startswith(LAYERS):  # one layer may be an exception
             return self._find(name)
         _, index, rest = name.split(".", 2)
         found = self._find(f"{LAYERS}{rest}")

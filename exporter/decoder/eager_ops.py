@@ -82,6 +82,9 @@ class EagerOps:
     def split(self, value: torch.Tensor, sizes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
         return value.split(sizes, dim=-1)
 
+    def join(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.cat((left, right), dim=-1)
+
     def causal_convolution(self, layer: int, convolution: CausalConvolution, value: torch.Tensor) -> torch.Tensor:
         rows, name = self.sequences(value), f"layers.{layer}.recurrence.convolution"
         bias = self.weights.dense(f"{name}.bias") if convolution.bias else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from exporter.decoder.mixers import mix_by_recurrence
 from exporter.decoder.ops import Ops, Tensor
+from exporter.decoder.shared_block import shared_block
 from exporter.decoder.spec import (
     EMBEDDING,
     EMBEDDING_NORM,
@@ -28,9 +29,9 @@ def decode_chunk(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tens
 
 def decode_hidden(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tensor:
     """The chunk's hidden states before the final norm: token ids [S] -> [S, D]."""
-    hidden = decode_embedding(ops, spec, token_ids)
+    hidden = embedded = decode_embedding(ops, spec, token_ids)
     for index in range(len(spec.layers)):
-        hidden = decode_layer(ops, spec, index, hidden)
+        hidden = decode_layer(ops, spec, index, hidden, embedded)
     return hidden
 
 
@@ -42,9 +43,13 @@ def decode_embedding(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> 
     return _norm(ops, hidden, EMBEDDING_NORM, spec.embedding_norm)
 
 
-def decode_layer(ops: Ops[Tensor], spec: DecoderSpec, index: int, hidden: Tensor) -> Tensor:
-    """One layer with its residual connections: [S, D] -> [S, D]."""
+def decode_layer(ops: Ops[Tensor], spec: DecoderSpec, index: int, hidden: Tensor, embedded: Tensor) -> Tensor:
+    """One layer with its residual connections: [S, D], and what the first layer read -> [S, D]."""
     layer, prefix = spec.layers[index], f"layers.{index}"
+    if layer.shared is not None and layer.recurrence is not None:
+        read = ops.add(hidden, shared_block(ops, layer, layer.shared, index, ops.join(hidden, embedded)))
+        normed = _norm(ops, read, f"{prefix}.attention_norm", layer.attention_norm)
+        return ops.add(hidden, mix_by_recurrence(ops, layer.recurrence, index, normed))
     normed = _norm(ops, hidden, f"{prefix}.attention_norm", layer.attention_norm)
     mixed = _norm(ops, _mixed(ops, layer, index, normed), f"{prefix}.attention_post_norm", layer.attention_post_norm)
     if layer.parallel:

@@ -36,6 +36,9 @@ class Ops(Protocol[Tensor]):
     def split(self, value: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """[S, n] cut along its channels into parts of these sizes, which sum to n."""
 
+    def join(self, left: Tensor, right: Tensor) -> Tensor:
+        """Channels of one beside those of the other: [S, n] and [S, m] -> [S, n + m]."""
+
     def split_heads(self, value: Tensor, heads: int) -> Tensor:
         """[S, heads * Hd] -> [S, heads, Hd]."""
 
@@ -81,6 +84,9 @@ class WithoutRecurrence(Generic[Tensor]):
     """For interpreters of targets whose plan refuses recurrent layers, so that none of these is ever called."""
 
     def split(self, value: Tensor, sizes: tuple[int, ...]) -> NoReturn:
+        raise NotImplementedError
+
+    def join(self, left: Tensor, right: Tensor) -> NoReturn:
         raise NotImplementedError
 
     def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> NoReturn:

@@ -156,6 +156,21 @@ class StateSpaceDual:
         return (self.convolution.state, scan)
 
 
+@dataclass(frozen=True)
+class SharedBlock:
+    """Attention and a feed-forward block whose weights several layers share, before the recurrence of each (Zamba 2, arXiv 2411.15242).
+    It reads the hidden states beside the embeddings [S, 2 D]; what it makes is added to what the recurrence reads and to nothing else.
+
+    `number` says which of the decoder's shared blocks it is. Each layer adds products of `adapter_rank` of its own to the projections
+    of the feed-forward block, and with `attention_adapters` to those of the attention.
+    """
+
+    number: int
+    norm_eps: float
+    adapter_rank: int
+    attention_adapters: bool = False
+
+
 Recurrence = ShortConvolution | SelectiveScan | StateSpaceDual
 
 

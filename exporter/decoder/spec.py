@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from exporter.decoder.recurrence import Recurrence, StateSpec, recurrent_weights
+from exporter.decoder.recurrence import Recurrence, SharedBlock, StateSpec, recurrent_weights
 
 
 class Activation(StrEnum):
@@ -149,6 +149,8 @@ class LayerSpec:
     feed_forward_post_norm: NormSpec | None = None
     parallel: bool = False
     recurrence: Recurrence | None = None
+    shared: SharedBlock | None = None
+    """With it, attention and feed-forward are that block's, and stand before the recurrence."""
 
     @property
     def heads(self) -> AttentionSpec:
@@ -231,6 +233,8 @@ SHARED_INPUTS = {
 def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
     """Every weight of layer `index`, in the order in which the forward pass uses them."""
     layer, prefix, hidden = spec.layers[index], f"layers.{index}", spec.hidden_size
+    if layer.shared is not None:
+        return _layer_with_shared_weights(spec, index, layer.shared)
     return (
         *norm_weights(f"{prefix}.attention_norm", layer.attention_norm, hidden),
         *_attention_weights(f"{prefix}.attention", layer.attention, hidden),
@@ -239,6 +243,58 @@ def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
         *norm_weights(f"{prefix}.feed_forward_norm", layer.feed_forward_norm, hidden),
         *_feed_forward_weights(f"{prefix}.feed_forward", layer.feed_forward, hidden),
         *norm_weights(f"{prefix}.feed_forward_post_norm", layer.feed_forward_post_norm, hidden),
+    )
+
+
+def _layer_with_shared_weights(spec: DecoderSpec, index: int, shared: SharedBlock) -> tuple[WeightSpec, ...]:
+    """The first layer with a shared block lists its weights."""
+    layer, prefix, hidden = spec.layers[index], f"layers.{index}", spec.hidden_size
+    numbers = [other.shared.number for other in spec.layers[:index] if other.shared is not None]
+    return (
+        *(() if shared.number in numbers else shared_weights(layer, shared, hidden)),
+        *adapter_weights(f"{prefix}.adapter", layer, shared, hidden),
+        WeightSpec(f"{prefix}.shared_output", WeightKind.MATRIX, (hidden, hidden)),
+        *norm_weights(f"{prefix}.attention_norm", layer.attention_norm, hidden),
+        *_recurrence_weights(f"{prefix}.recurrence", layer.recurrence, hidden),
+    )
+
+
+def shared_weights(layer: LayerSpec, shared: SharedBlock, hidden: int) -> tuple[WeightSpec, ...]:
+    """What layers share: `shared.NUMBER.` and the usual names."""
+    name, attention = f"shared.{shared.number}", layer.heads
+    width, norm = attention.query_heads * attention.head_dim, NormSpec(shared.norm_eps)
+    sides = {
+        "query": width,
+        "key": attention.kv_heads * attention.head_dim,
+        "value": attention.kv_heads * attention.head_dim,
+    }
+    return (
+        *norm_weights(f"{name}.attention_norm", norm, 2 * hidden),
+        *(
+            WeightSpec(f"{name}.attention.{side}", WeightKind.MATRIX, (rows, 2 * hidden))
+            for side, rows in sides.items()
+        ),
+        WeightSpec(f"{name}.attention.output", WeightKind.MATRIX, (hidden, width)),
+        *norm_weights(f"{name}.feed_forward_norm", norm, hidden),
+        *_feed_forward_weights(f"{name}.feed_forward", layer.feed_forward, hidden),
+    )
+
+
+def adapter_weights(prefix: str, layer: LayerSpec, shared: SharedBlock, hidden: int) -> tuple[WeightSpec, ...]:
+    """What a layer adds to the projections of its shared block: for each a matrix down to the rank and one up from it."""
+    assert layer.feed_forward is not None
+    attention, inner = layer.heads, layer.feed_forward.hidden_size
+    shapes = {"inner": (2 * inner, hidden)}
+    if shared.attention_adapters:
+        width = attention.query_heads * attention.head_dim
+        shapes = {side: (width, 2 * hidden) for side in ("query", "key", "value")} | shapes
+    return tuple(
+        weight
+        for name, (rows, columns) in shapes.items()
+        for weight in (
+            WeightSpec(f"{prefix}.{name}_down", WeightKind.MATRIX, (shared.adapter_rank, columns)),
+            WeightSpec(f"{prefix}.{name}_up", WeightKind.MATRIX, (rows, shared.adapter_rank)),
+        )
     )
 
 

@@ -77,17 +77,19 @@ class _Stack:
 
 
 class _LayerwiseQuantizer:
-    """Keeps the hidden states of all calibration windows and what is quantized already."""
+    """Keeps the hidden states of all calibration windows and what is quantized already; and the embeddings, if layers read them."""
 
     def __init__(
         self, spec: DecoderSpec, source: WeightStore, settings: WeightSettings, observe: ObserveAttention | None
     ) -> None:
         self.spec, self.source, self.settings, self.observe = spec, source, settings, observe
         self.weights = DecoderWeights({}, {}, kept_bytes=0)
+        self.embedded = torch.empty(0)
 
     def run(self, windows: Sequence[Sequence[int]], report: Report) -> DecoderWeights:
         length = len(windows[0])
         hidden = decode_embedding(SequenceOps(self.source, length), self.spec, torch.tensor(windows).flatten())
+        self.embedded = hidden if any(layer.shared is not None for layer in self.spec.layers) else hidden[:0]
         self._keep_vectors(embedding_weights(self.spec))
         for index in range(len(self.spec.layers)):
             hidden = self._quantize_layer(index, hidden, length)
@@ -102,20 +104,21 @@ class _LayerwiseQuantizer:
 
     def _quantize_layer(self, index: int, hidden: torch.Tensor, length: int) -> torch.Tensor:
         """Quantizes one layer given its inputs [N * S, D]; returns its outputs with quantized weights."""
-        weights, prefix, matrices = layer_weights(self.spec, index), f"layers.{index}.", self.weights.matrices
+        weights, matrices = layer_weights(self.spec, index), self.weights.matrices
         shapes = {weight.name: weight.shape for weight in weights}
         self._keep_vectors(weights)
 
         def quantize(leader: str, inputs: torch.Tensor) -> None:
             if leader in matrices:
                 return
+            prefix = leader.rsplit(".", 2)[0] + "."
             shared = [prefix + name for name, other in SHARED_INPUTS.items() if prefix + other == leader]
             rows = {name: shapes[name][0] for name in (leader, *shared)}
             whole = self._quantize(rows, inputs, self.settings.matrix_format())
             matrices.update(zip(rows, split_rows(whole, list(rows.values())), strict=True))
 
         ops = SequenceOps(self.weights, length, Hooks(linear_input=quantize, attention=self.observe))
-        return decode_layer(ops, self.spec, index, hidden)
+        return decode_layer(ops, self.spec, index, hidden, self.embedded)
 
     def _quantize_tables(self, normed: torch.Tensor) -> None:
         """`normed` is what the head reads: float32 [N * S, D]."""

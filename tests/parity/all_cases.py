@@ -36,6 +36,7 @@ FULLEST = {
     "jamba": "jamba",
     "granitemoehybrid": "granitemoehybrid",
     "falcon_h1": "falcon_h1",
+    "zamba2": "zamba2",
 }
 """The case of each family that has most of its switches on."""
 

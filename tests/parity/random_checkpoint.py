@@ -44,8 +44,9 @@ def tiny_shape(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A model whose every parameter matters: matrices keep the scale of their input, gains and biases are random."""
+def random_model(config: PreTrainedConfig, seed: int = 0, embedding: float = 1.0) -> PreTrainedModel:
+    """A model whose every parameter matters: matrices keep the scale of their input, gains and biases are random. `embedding` is the
+    deviation of the table, which decides how large the logits of a tied model are, and with them its rounding."""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
@@ -53,7 +54,7 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 inputs = parameter.shape[0 if name in transposed else 1]
-                parameter.normal_(0, 1.0 if "embed" in name else inputs**-0.5, generator=generator)
+                parameter.normal_(0, embedding if "embed" in name else inputs**-0.5, generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.5, generator=generator)
             else:
@@ -61,9 +62,11 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def save_random_checkpoint(folder: Path, config: PreTrainedConfig, seed: int = 0, **saving: Any) -> Path:
+def save_random_checkpoint(
+    folder: Path, config: PreTrainedConfig, seed: int = 0, embedding: float = 1.0, **saving: Any
+) -> Path:
     """Saves a random model of this config; `saving` goes to save_pretrained."""
-    random_model(config, seed).save_pretrained(folder, **saving)
+    random_model(config, seed, embedding).save_pretrained(folder, **saving)
     return folder
 
 

@@ -16,7 +16,10 @@ from transformers import (
     Lfm2Config,
     Mamba2Config,
     MambaConfig,
+    Zamba2Config,
 )
+
+from exporter.decoder.spec import Activation, RotarySpec
 
 HYBRID = {
     "mamba_n_heads": 8,
@@ -29,6 +32,9 @@ HYBRID = {
     "mamba_proj_bias": True,
 }
 """Two groups of four heads; 64 inner channels."""
+SMALL = 0.05
+"""Blocks without residuals around them multiply the rounding of float32: against float64, transformers errs as much as the decoder."""
+
 ALTERNATING = ["linear_attention", "full_attention"] * 2
 
 
@@ -122,6 +128,26 @@ def falcon_h1(**changes: Any) -> FalconH1Config:
     return FalconH1Config(**tiny_shape(**HYBRID | multipliers | switches | biases | changes))
 
 
+def zamba2(**changes: Any) -> Zamba2Config:
+    switches = {
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 4,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid", "linear_attention"],
+        "num_mem_blocks": 2,
+        "adapter_rank": 5,
+        "use_shared_attention_adapter": True,
+        "use_mem_rope": True,
+        "mamba_d_state": 6,
+        "mamba_d_conv": 3,
+        "mamba_ngroups": 2,
+        "n_mamba_heads": 8,
+        "add_bias_linear": True,
+        "chunk_size": 8,
+        "tie_word_embeddings": True,
+    }
+    return Zamba2Config(**tiny_shape(**switches | changes))
+
+
 def without(**changes: None) -> Fault:
     """Every layer without one of its mixers."""
     return layers(lambda _, layer: dataclasses.replace(layer, **changes))
@@ -191,6 +217,33 @@ RECURRENT_CASES = {
     "falcon_h1-gate-before-norm": Case(
         falcon_h1(mamba_norm_before_gate=False), {"gate after the norm": recurrence(norm_before_gate=True)}
     ),
+    "zamba2": Case(
+        zamba2(),
+        NO_BIAS
+        | {
+            "no rotary": attention(rotary=None),
+            "scale of the head": attention(score_scale=16**-0.5),
+            "one block for all": layers(
+                lambda _, layer: dataclasses.replace(
+                    layer, shared=layer.shared and dataclasses.replace(layer.shared, number=0)
+                )
+            ),
+            "usual activation": layers(
+                lambda _, layer: dataclasses.replace(
+                    layer,
+                    feed_forward=layer.feed_forward
+                    and dataclasses.replace(layer.feed_forward, activation=Activation.SILU),
+                )
+            ),
+        },
+        changes={"layers_block_type": ["mamba", "hybrid", "hybrid", "hybrid", "mamba"]},
+        embedding=SMALL,
+    ),
+    "zamba2-no-adapters": Case(
+        zamba2(use_shared_attention_adapter=False, use_mem_rope=False, num_mem_blocks=1, add_bias_linear=False),
+        {"rotary": attention(rotary=RotarySpec(16, 10000.0))},
+        embedding=SMALL,
+    ),
     "falcon_h1-no-norm": Case(
         falcon_h1(
             mamba_rms_norm=False, mamba_d_ssm=None, mamba_d_head=8, tie_word_embeddings=True, lm_head_multiplier=0.2
@@ -199,5 +252,5 @@ RECURRENT_CASES = {
     ),
 }
 
-RECURRENT_FAMILIES = ("lfm2", "mamba", "mamba2", "bamba", "jamba", "granitemoehybrid", "falcon_h1")
+RECURRENT_FAMILIES = ("lfm2", "mamba", "mamba2", "bamba", "jamba", "granitemoehybrid", "falcon_h1", "zamba2")
 """Their cases with most switches on are named as they are."""

@@ -60,7 +60,7 @@ def open_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
     @functools.cache
     def open_by_name(name: str) -> Pair:
         case = CASES[name]
-        folder = save_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), case.config)
+        folder = save_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), case.config, embedding=case.embedding)
         edit_config(folder, case.removed, **case.changes)
         return open_pair(folder, random_tokens(PREFILL + STEPS), CHUNKS, CONTEXT, case.implementation)
 

@@ -99,7 +99,7 @@ class OnnxOps:
     def linear(self, value: Tensor, matrix: str, bias: bool) -> Tensor:
         if matrix not in self._products:
             self._multiply(self._value(value), matrix)
-        product = self._products[matrix]
+        product = self._products.pop(matrix)  # another layer may multiply by the same matrix
         if bias:
             offset = self._vector(f"{matrix}.bias")
             product = self.graph.node("Add", product, offset, name=f"{matrix}.biased")
@@ -118,6 +118,9 @@ class OnnxOps:
     def split(self, value: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         parts = self.graph.nodes("Split", self._value(value), self.graph.integers(*sizes), count=len(sizes), axis=2)
         return tuple(Tensor(part) for part in parts)
+
+    def join(self, left: Tensor, right: Tensor) -> Tensor:
+        return Tensor(self.graph.node("Concat", self._value(left), self._value(right), axis=2))
 
     def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> Tensor:
         name = f"layers.{layer}.recurrence.convolution"
