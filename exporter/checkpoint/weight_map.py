@@ -36,13 +36,17 @@ def fused(*counts: int) -> tuple[Rows, ...]:
 @dataclass(frozen=True)
 class Source:
     """A weight as a tensor of the files: value = part * factor + offset. `{}` in the name stands for the number of the layer; a second
-    one for that of the expert."""
+    one for that of the expert.
+
+    `row_factors` holds further factors for so many rows each, one after another: a fused weight whose parts are scaled apart.
+    """
 
     tensor: str
     rows: Rows | None = None
     transposed: bool = False
     factor: float = 1.0
     offset: float = 0.0
+    row_factors: tuple[tuple[int, float], ...] = ()
     members: int = 0
     """A tensor that holds this weight of so many experts, first axis; 0 for a tensor of its own."""
     member: int = 0
@@ -81,10 +85,13 @@ class Source:
             tensor = runs[:, self.rows.start : self.rows.start + self.rows.count].flatten(0, 1)
         return tensor.contiguous()
 
-    def scaled(self, part: torch.Tensor) -> torch.Tensor:
-        """Factor and offset applied."""
+    def scaled(self, part: torch.Tensor, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """Factors and offset applied to these rows of the weight."""
         if self.factor != 1.0:
             part = part * self.factor
+        if self.row_factors:
+            factors = [factor for count, factor in self.row_factors for _ in range(count)]
+            part = part * part.new_tensor(factors)[rows].view(-1, *[1] * (part.dim() - 1))
         return part + self.offset if self.offset else part
 
 
@@ -108,7 +115,8 @@ class WeightMap:
 
     def source(self, name: str) -> Source:
         """Where a weight lies, by its canonical name with the layer's number."""
-        if not name.startswith(LAYERS):
+        own = name.removesuffix(BIAS) in self.sources or name in self.sources
+        if own or not name.startswith(LAYERS):  # one layer may be an exception
             return self._find(name)
         _, index, rest = name.split(".", 2)
         expert = EXPERT.match(rest)

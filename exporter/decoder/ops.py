@@ -7,8 +7,9 @@ in the oracle, a graph value in a target. Shapes are logical; layout is the inte
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
+from exporter.decoder.recurrence import CausalConvolution, SelectiveScan, StateSpaceDual
 from exporter.decoder.spec import Activation, AttentionSpec, ExpertsSpec, NormSpec, RotarySpec
 
 Tensor = TypeVar("Tensor")
@@ -32,6 +33,12 @@ class Ops(Protocol[Tensor]):
     def layer_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
         """Takes the mean off, normalizes over the last axis, multiplies by `gain` and adds `gain.bias` if the norm has one."""
 
+    def split(self, value: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """[S, n] cut along its channels into parts of these sizes, which sum to n."""
+
+    def join(self, left: Tensor, right: Tensor) -> Tensor:
+        """Channels of one beside those of the other: [S, n] and [S, m] -> [S, n + m]."""
+
     def split_heads(self, value: Tensor, heads: int) -> Tensor:
         """[S, heads * Hd] -> [S, heads, Hd]."""
 
@@ -41,6 +48,20 @@ class Ops(Protocol[Tensor]):
     def attention(self, layer: int, attention: AttentionSpec, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Stores key and value [S, K, Hd] in the layer's cache through its codec, attends with query [S, H, Hd] over what the
         cache then holds and the window allows -> [S, H * Hd]. Caps and slopes of the scores are the attention's own affair."""
+
+    def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> Tensor:
+        """Each channel [S, channels] with its predecessors in the layer's state, which then holds the last ones -> [S, channels]."""
+
+    def selective_scan(
+        self, layer: int, scan: SelectiveScan, value: Tensor, step: Tensor, entering: Tensor, leaving: Tensor
+    ) -> Tensor:
+        """Takes the layer's state through S tokens: channels and their steps before the softplus [S, I], B and C [S, N] -> [S, I]."""
+
+    def state_space_dual(
+        self, layer: int, dual: StateSpaceDual, value: Tensor, step: Tensor, entering: Tensor, leaving: Tensor
+    ) -> Tensor:
+        """The same with a step per head: channels [S, H * P], steps before bias and softplus [S, H], B and C [S, G * N]
+        -> [S, H * P]."""
 
     def activation(self, value: Tensor, kind: Activation) -> Tensor:
         """Elementwise; the shape stays."""
@@ -64,3 +85,22 @@ class Ops(Protocol[Tensor]):
 
     def soft_cap(self, value: Tensor, cap: float) -> Tensor:
         """cap * tanh(value / cap), elementwise."""
+
+
+class WithoutRecurrence(Generic[Tensor]):
+    """For interpreters of targets whose plan refuses recurrent layers, so that none of these is ever called."""
+
+    def split(self, value: Tensor, sizes: tuple[int, ...]) -> NoReturn:
+        raise NotImplementedError
+
+    def join(self, left: Tensor, right: Tensor) -> NoReturn:
+        raise NotImplementedError
+
+    def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> NoReturn:
+        raise NotImplementedError
+
+    def selective_scan(self, layer: int, scan: SelectiveScan, value: Tensor, *given: Any) -> NoReturn:
+        raise NotImplementedError
+
+    def state_space_dual(self, layer: int, dual: StateSpaceDual, value: Tensor, *given: Any) -> NoReturn:
+        raise NotImplementedError

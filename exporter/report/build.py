@@ -105,6 +105,7 @@ def build_report(
             "bytes_total": outcome.kv_bytes_total,
             "slots_per_layer": list(outcome.slots_per_layer),
         },
+        "recurrent_states": {"obtained": Obtained.MEASURED, "bytes_total": outcome.state_bytes_total},
         **sections,
         "plan": plan.to_json(),
     }

@@ -31,10 +31,12 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     if not plan.tied.stored_once:
         lines.append(f"tied embedding   stored twice, {size_text(plan.tied.extra_bytes)} more: {plan.tied.reason}")
-    slots = sorted(set(plan.slots_per_layer))
+    slots = sorted(set(plan.slots_per_layer) - {0})
+    recurrent = [size for size in plan.state_bytes_per_layer if size]
     lines += [
         f"kv cache         {cache_type(plan.kv_bits)}, {plan.kv_bytes_per_token} B per token, {size_text(plan.kv_bytes_total)} in all",
         *(_slots_line(plan, count) for count in slots),
+        *([f"states           {size_text(sum(recurrent))} in {len(recurrent)} recurrent layers"] if recurrent else []),
         f"context          {plan.context} tokens",
         f"device memory    {size_text(plan.device_memory_bytes)} at most",
         f"host memory      {size_text(plan.host_memory_bytes)} to export",

@@ -76,16 +76,25 @@ class Delegation:
 
 @dataclass(frozen=True)
 class LowerOutcome:
-    """What a lowering made: the files that an app ships, bytes of weights, delegation where the runtime delegates, KV memory as the
-    artifact declares it, figures of the target's own, and what a runtime must offer (for the manifest)."""
+    """What a lowering made: the files that an app ships, bytes of weights, delegation where the runtime delegates, KV memory and recurrent
+    states as the artifact declares them, figures of the target's own, and what a runtime must offer (for the manifest)."""
 
     shipped_files: tuple[str, ...]
     weight_bytes: int
     delegation: Delegation | None
     kv_bytes_total: int
     slots_per_layer: tuple[int, ...]
+    state_bytes_total: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
     requirements: dict[str, Any] = field(default_factory=dict)
+
+
+def recurrence_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
+    """Of a target without states beside its cache."""
+    if all(layer.recurrence is None for layer in spec.layers):
+        return []
+    reason = f"recurrent layers carry float32 states from call to call, which {runtime} is not given yet"
+    return [Refusal(reason, "a recipe for ONNX Runtime, such as onnx-cpu")]
 
 
 class Target(Protocol):

@@ -25,7 +25,7 @@ def expert_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
 
 
 def sink_refusals(spec: DecoderSpec) -> list[Refusal]:
-    if not any(layer.attention.learned_sinks for layer in spec.layers):
+    if not any(attention.learned_sinks for attention in spec.attentions):
         return []
     reason = "the attention of this target has no place for learned sinks"
     return [Refusal(reason, "a recipe for ONNX Runtime, such as onnx-cpu")]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.decoder.cache import LayerCache
+from exporter.decoder.ops import WithoutRecurrence
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
 from exporter.targets.coreml.attention import CachedAttention
 from exporter.targets.coreml.graph import FunctionGraph, Value
@@ -37,7 +38,7 @@ class Tensor:
     heads: int = 0
 
 
-class MilOps(WithoutExperts):
+class MilOps(WithoutExperts, WithoutRecurrence[Tensor]):
     """Writes one function; see `decoder.ops.Ops`."""
 
     def __init__(

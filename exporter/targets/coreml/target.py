@@ -10,7 +10,15 @@ from exporter.child import run_child
 from exporter.decoder.spec import DecoderSpec
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import Recipe
-from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
+from exporter.targets.base import (
+    TARGETS,
+    LowerOutcome,
+    LowerRequest,
+    Obtained,
+    Refusal,
+    TiedStorage,
+    recurrence_refusals,
+)
 from exporter.targets.coreml.profile import Profile
 from exporter.targets.without_experts import expert_refusals
 
@@ -43,7 +51,8 @@ class CoreMlTarget:
         return self.profile.slot_multiple(recipe.cache.chunk)
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        found, cache = expert_refusals(spec, "Core ML"), recipe.kv_cache
+        cache = recipe.kv_cache
+        found = [*expert_refusals(spec, "Core ML"), *recurrence_refusals(spec, "a Core ML package")]
         if recipe.weights.scale_format is ScaleFormat.BF16:
             found.append(
                 Refusal(

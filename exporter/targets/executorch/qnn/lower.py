@@ -106,8 +106,8 @@ def host_layout(decoder: QuantizedDecoder, logits: Encoding) -> HostLayout:
                 cache.window,
                 cache.sinks,
                 mask_name(cache),
-                layer.attention.kv_heads,
-                layer.attention.head_dim,
+                layer.heads.kv_heads,
+                layer.heads.head_dim,
                 constants.key.zero,
                 constants.value.zero,
             )

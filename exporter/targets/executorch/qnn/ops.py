@@ -15,6 +15,7 @@ import math
 import torch
 
 from exporter.decoder.cache import LayerCache
+from exporter.decoder.ops import WithoutRecurrence
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec, rotary_settings
 from exporter.decoder.weights import DecoderWeights
 from exporter.errors import PlanRefused
@@ -32,7 +33,7 @@ from exporter.targets.executorch.qnn.graph import Constant, Encoding, HtpGraph, 
 from exporter.targets.without_experts import WithoutExperts
 
 
-class QnnOps(WithoutExperts):
+class QnnOps(WithoutExperts, WithoutRecurrence[Value]):
     """Builds one method's graph for chunks of `chunk` tokens."""
 
     def __init__(

@@ -42,7 +42,7 @@ class KvState(nn.Module):
 
     def __init__(self, decoder: QuantizedDecoder) -> None:
         super().__init__()
-        self.rings, self.specs = decoder.layout, [layer.attention for layer in decoder.spec.layers]
+        self.rings, self.specs = decoder.layout, [layer.heads for layer in decoder.spec.layers]
         self.layers = nn.ModuleList(map(LayerState, self.rings, self.specs))
 
     def clear(self) -> None:

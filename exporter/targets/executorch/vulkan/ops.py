@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from exporter.decoder.eager_ops import rotate
+from exporter.decoder.ops import WithoutRecurrence
 from exporter.decoder.rotary import cosine_sine
 from exporter.decoder.spec import AttentionSpec, RotarySpec
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
@@ -15,7 +16,7 @@ from exporter.targets.executorch.vulkan.weights import GroupedProduct, looked_up
 from exporter.targets.without_experts import WithoutExperts
 
 
-class VulkanOps(WithoutExperts, TracedOps):
+class VulkanOps(WithoutExperts, WithoutRecurrence[torch.Tensor], TracedOps):
     """Interprets one chunk of token ids int64 [S]."""
 
     def __init__(self, decoder: QuantizedDecoder, constants: Constants, state: KvState, chunk: Chunk) -> None:

@@ -10,7 +10,15 @@ from exporter.child import run_child
 from exporter.decoder.spec import HEAD, DecoderSpec, WeightKind, decoder_weights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import Recipe
-from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
+from exporter.targets.base import (
+    TARGETS,
+    LowerOutcome,
+    LowerRequest,
+    Obtained,
+    Refusal,
+    TiedStorage,
+    recurrence_refusals,
+)
 from exporter.targets.without_experts import expert_refusals
 
 LOWER_TIME_LIMIT_S = 7200.0
@@ -41,6 +49,7 @@ class VulkanTarget:
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         return [
+            *recurrence_refusals(spec, "a Vulkan program"),
             *_weight_refusals(spec, recipe),
             *_cache_refusals(recipe),
             *expert_refusals(spec, "the Vulkan delegate"),

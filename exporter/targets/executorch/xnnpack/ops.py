@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from exporter.decoder.eager_ops import rotate
+from exporter.decoder.ops import WithoutRecurrence
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
 from exporter.decoder.spec import AttentionSpec, ExpertsSpec, RotarySpec
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
@@ -16,7 +17,7 @@ from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
 from exporter.targets.executorch.xnnpack.weights import Product, looked_up
 
 
-class ExecutorchOps(TracedOps):
+class ExecutorchOps(WithoutRecurrence[torch.Tensor], TracedOps):
     """Interprets one chunk: token ids int64 [S] from the absolute position int64 [1] on."""
 
     def __init__(

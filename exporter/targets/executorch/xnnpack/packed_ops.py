@@ -25,7 +25,7 @@ class PackedLayer(nn.Module):
     def __init__(self, decoder: QuantizedDecoder, layer: int) -> None:
         super().__init__()
         attention, slots, kv_format = (
-            decoder.spec.layers[layer].attention,
+            decoder.spec.layers[layer].heads,
             decoder.layout[layer].slots,
             decoder.kv_format,
         )

@@ -10,7 +10,15 @@ from exporter.child import run_child
 from exporter.decoder.spec import Activation, DecoderSpec, ExpertsSpec, WeightKind, decoder_weights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import OperatorSet, Recipe
-from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
+from exporter.targets.base import (
+    TARGETS,
+    LowerOutcome,
+    LowerRequest,
+    Obtained,
+    Refusal,
+    TiedStorage,
+    recurrence_refusals,
+)
 from exporter.targets.executorch.kernels import build
 from exporter.targets.without_experts import sink_refusals
 
@@ -43,7 +51,12 @@ class XnnpackTarget:
         return TOKEN_BLOCK if _packed(recipe) else 1
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        return [*_weight_refusals(spec, recipe), *_cache_refusals(spec, recipe), *_expert_refusals(spec, recipe)]
+        unsupported = recurrence_refusals(spec, "a program for ExecuTorch's CPU")
+        return unsupported or [
+            *_weight_refusals(spec, recipe),
+            *_cache_refusals(spec, recipe),
+            *_expert_refusals(spec, recipe),
+        ]
 
     def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
         return ScaleFormat.BF16
@@ -131,7 +144,7 @@ def _cache_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     if cache.bits >= 16 and (cache.zero_point or cache.rotation):
         settings = "kv_cache.zero_point=false, kv_cache.rotation=false"
         found.append(Refusal("a float cache has no codes that a zero point or a rotation could help", settings))
-    widths = {layer.attention.head_dim for layer in spec.layers}
+    widths = {attention.head_dim for attention in spec.attentions}
     if cache.bits == 4 and any(width % 2 for width in widths):
         reason = "INT4 KV packs pairs of channels, and a head has an odd number of them"
         found.append(Refusal(reason, "kv_cache.bits=8"))
