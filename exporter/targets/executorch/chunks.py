@@ -18,6 +18,7 @@ class ChunkedDriver:
 
     def __init__(self, call: Call, layout: HostLayout, kv_bytes: int) -> None:
         self.context, self.chunk, self.vocab_size = layout.context, layout.chunk, layout.vocab_size
+        self.threads = layout.threads
         self._call, self._kv_bytes, self._length = call, kv_bytes, 0
 
     def reset(self) -> None:
