@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from exporter.cli_profile import profile_command
 from exporter.errors import ExitCode, SlmExportError, UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -226,6 +227,9 @@ def bench_command(
     for section in sections:
         for line in latency_lines(section):
             typer.echo(line)
+
+
+app.command("profile")(profile_command)
 
 
 @app.command("compare")

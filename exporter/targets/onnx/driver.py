@@ -213,9 +213,19 @@ NUMPY_TYPES = {
 
 def open_driver(folder: Path) -> OnnxDriver:
     """Opens an export with ONNX Runtime's CPU provider."""
-    layout = HostLayout.read(folder / HOST_FILE)
+    return _open(folder, onnxruntime.SessionOptions())[0]
+
+
+def open_traced(folder: Path, prefix: Path) -> tuple[OnnxDriver, onnxruntime.InferenceSession]:
+    """The same, and the session, which writes a profile named after `prefix` once profiling ends."""
     options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(prefix)
+    return _open(folder, options)
+
+
+def _open(folder: Path, options: onnxruntime.SessionOptions) -> tuple[OnnxDriver, onnxruntime.InferenceSession]:
+    layout = HostLayout.read(folder / HOST_FILE)
     options.log_severity_level = 3
     options.intra_op_num_threads = layout.threads
     session = onnxruntime.InferenceSession(str(folder / GRAPH_FILE), options, providers=["CPUExecutionProvider"])
-    return OnnxDriver(session, layout)
+    return OnnxDriver(session, layout), session

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
 
 import executorch.kernels.quantized  # noqa: F401  registers the operators of quantized tables
@@ -22,8 +24,8 @@ from exporter.targets.executorch.xnnpack.program import read_methods
 class LoadedProgram:
     """The method of a program. The runtime needs the program for as long as its method is in use."""
 
-    def __init__(self, path: Path) -> None:
-        self._program = Runtime.get().load_program(path, verification=Verification.Minimal)
+    def __init__(self, path: Path, traced: bool = False) -> None:
+        self._program = Runtime.get().load_program(path, verification=Verification.Minimal, enable_etdump=traced)
         method = self._program.load_method(METHOD)
         assert method is not None
         self._method = method
@@ -32,18 +34,32 @@ class LoadedProgram:
         logits: torch.Tensor = self._method.execute([torch.tensor(token_ids), torch.tensor([position])])[0]
         return logits.numpy().copy()
 
+    def write_trace(self, path: Path) -> None:
+        """An ETDump of every call so far."""
+        self._program.write_etdump_result_to_file(str(path), str(path.with_suffix(".debug")))
+
 
 def open_driver(folder: Path) -> ChunkedDriver:
     """Opens an export with ExecuTorch's own runtime, which allocates all of the caches when it loads."""
+    return _open(folder, traced=False)[0]
+
+
+def open_traced(folder: Path) -> tuple[ChunkedDriver, Callable[[Path], None]]:
+    """The same, and what writes an ETDump of all calls."""
+    return _open(folder, traced=True)
+
+
+def _open(folder: Path, traced: bool) -> tuple[ChunkedDriver, Callable[[Path], None]]:
     layout = HostLayout.read(folder / HOST_FILE)
     prepare_runtime(layout)
     kv_bytes = sum(cache.bytes for cache in read_methods(folder / PROGRAM_FILE)[METHOD].caches)
-    engine = f"executorch {importlib.metadata.version('executorch')}"
-    return ChunkedDriver(LoadedProgram(folder / PROGRAM_FILE), layout, kv_bytes, engine)
+    program, engine = LoadedProgram(folder / PROGRAM_FILE, traced), f"executorch {importlib.metadata.version('executorch')}"
+    return ChunkedDriver(program, layout, kv_bytes, engine), program.write_trace
 
 
+@functools.cache
 def prepare_runtime(layout: HostLayout) -> None:
-    """Operators and threads, before a method is loaded: it holds on to the pool."""
+    """Operators and threads, before a method is loaded: it holds on to the pool, so that this happens once in a process."""
     if layout.own_operators:
         load_library(operators_library())
     if layout.threads:
