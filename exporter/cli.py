@@ -115,7 +115,9 @@ def plan_command(
 
 @app.command("verify")
 def verify_command(
-    folder: Annotated[Path, typer.Argument(help="Output folder of an export, or any .mlpackage.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Output folder of an export, any .mlpackage, or a .pte with one in it.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Repeat every check of an export from its files alone; of a Core ML package, check blobs and run every function."""
@@ -123,12 +125,14 @@ def verify_command(
     from exporter.report.package_text import package_verification_lines
     from exporter.report.text import verification_lines
     from exporter.targets.coreml.interpreter.package import is_package
+    from exporter.targets.executorch.coreml.inside import holds_package, package_at
 
-    display, foreign = StageDisplay(Console(), quiet=as_json), is_package(folder)
+    display, foreign = StageDisplay(Console(), quiet=as_json), is_package(folder) or holds_package(folder)
     if foreign:
         from exporter.targets.coreml.verify import verify_package
 
-        result = verify_package(folder, display)
+        with package_at(folder) as package:
+            result = {**verify_package(package, display), "package": str(folder)}
     else:
         from exporter.pipeline import verify_export
 
@@ -142,14 +146,18 @@ def verify_command(
 
 @app.command("inspect")
 def inspect_command(
-    package: Annotated[Path, typer.Argument(help="A .mlpackage folder, from this program or any other.")],
+    package: Annotated[
+        Path, typer.Argument(help="A .mlpackage folder, from this program or any other, or a .pte with one in it.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in a Core ML package: functions, states, operators, blobs, and what is stored twice."""
     from exporter.report.package_text import package_lines
     from exporter.targets.coreml.inspect import inspect_package
+    from exporter.targets.executorch.coreml.inside import package_at
 
-    facts = inspect_package(package)
+    with package_at(package) as folder:
+        facts = {**inspect_package(folder), "package": str(package)}
     if as_json:
         typer.echo(json.dumps(facts))
         return

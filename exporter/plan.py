@@ -13,9 +13,12 @@ from exporter.decoder.spec import (
     EMBEDDING,
     HEAD,
     DecoderSpec,
+    ExpertsSpec,
     WeightKind,
     decoder_weights,
     head_name,
+    is_routed_matrix,
+    layer_weights,
     parameter_count,
 )
 from exporter.errors import PlanRefused
@@ -160,7 +163,7 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
     per_layer = tuple(layer.slots * _token_bytes(spec, index, kv_format) for index, layer in enumerate(layout))
     head_bytes = tables[head_name(spec)]
     stored = matrices + vectors + sum(tables.values()) + (0 if tied.stored_once else tied.extra_bytes)
-    read = matrices + vectors + head_bytes + sum(per_layer)
+    read = matrices + vectors + head_bytes + sum(per_layer) - _unread_bytes(spec, settings)
     return Plan(
         spec.family,
         parameter_count(spec),
@@ -189,6 +192,18 @@ def _weight_bytes(spec: DecoderSpec, settings: WeightSettings) -> tuple[int, dic
         elif weight.kind is WeightKind.TABLE:
             tables[weight.name] = settings.table_format(weight.name, spec).stored_bytes(*weight.shape)
     return matrices, tables
+
+
+def _unread_bytes(spec: DecoderSpec, settings: WeightSettings) -> int:
+    """Matrices of the experts that a token is not sent to."""
+    unread = 0
+    for index, layer in enumerate(spec.layers):
+        if isinstance(layer.feed_forward, ExpertsSpec):
+            routing = layer.feed_forward.routing
+            shapes = [weight.shape for weight in layer_weights(spec, index) if is_routed_matrix(weight)]
+            whole = sum(settings.matrix_format().stored_bytes(*shape) for shape in shapes)
+            unread += whole // routing.experts * (routing.experts - routing.chosen)
+    return unread
 
 
 def _token_bytes(spec: DecoderSpec, layer: int, kv_format: KvFormat) -> int:

@@ -45,7 +45,7 @@ class Checkpoint:
             return source.scaled(self._read(source.tensor, stored))
         if name not in self._unpacked:
             self._unpacked.clear()
-            self._unpacked[name] = source.scaled(source.unpack(self._read(source.tensor, slice(None))))
+            self._unpacked[name] = source.scaled(source.unpack(self._read(source.tensor, source.slab)))
         return self._unpacked[name][rows]
 
     def _read(self, tensor: str, rows: slice | torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,7 @@ def _scaling(config: Config, parameters: Config, dimensions: int) -> RotaryScali
     known = [entry.value for entry in RotaryScalingKind]
     if kind not in known:
         raise CheckpointError(f"{parameters.source}: unsupported rope_type {kind!r}", did_you_mean(kind, known))
-    for unsupported, neutral in (("truncate", True), ("mscale", None), ("mscale_all_dim", None)):
+    for unsupported, neutral in (("mscale", None), ("mscale_all_dim", None)):
         if parameters.get(unsupported, neutral) != neutral:
             raise parameters.fault(unsupported, "is not supported")
     rule = RotaryScalingKind(kind)
@@ -81,6 +81,7 @@ def _scaling(config: Config, parameters: Config, dimensions: int) -> RotaryScali
         parameters.positive("beta_fast", 32.0),
         parameters.positive("beta_slow", 1.0),
         _attention_factor(parameters),
+        truncate=parameters.flag("truncate", True),
     )
 
 

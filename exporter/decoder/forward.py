@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exporter.decoder.experts import SHARED, SHARED_GATE
 from exporter.decoder.ops import Ops, Tensor
 from exporter.decoder.spec import (
     EMBEDDING,
@@ -11,6 +12,7 @@ from exporter.decoder.spec import (
     POSITIONS,
     AttentionSpec,
     DecoderSpec,
+    ExpertsSpec,
     FeedForwardSpec,
     LayerSpec,
     NormKind,
@@ -93,7 +95,18 @@ def _heads(ops: Ops[Tensor], attention: AttentionSpec, value: Tensor, gain: str,
 def _feed_forward(ops: Ops[Tensor], layer: LayerSpec, prefix: str, value: Tensor) -> Tensor:
     block, name = layer.feed_forward, f"{prefix}.feed_forward"
     value = _norm(ops, value, f"{name}_norm", layer.feed_forward_norm)
-    return _norm(ops, _dense(ops, block, name, value), f"{name}_post_norm", layer.feed_forward_post_norm)
+    mixed = _experts(ops, block, name, value) if isinstance(block, ExpertsSpec) else _dense(ops, block, name, value)
+    return _norm(ops, mixed, f"{name}_post_norm", layer.feed_forward_post_norm)
+
+
+def _experts(ops: Ops[Tensor], block: ExpertsSpec, prefix: str, value: Tensor) -> Tensor:
+    mixed = ops.experts(value, prefix, block)
+    if block.shared is None:
+        return mixed
+    shared = _dense(ops, block.shared, f"{prefix}.{SHARED}", value)
+    if block.shared_gate:
+        shared = ops.token_gate(shared, value, f"{prefix}.{SHARED_GATE}")
+    return ops.add(mixed, shared)
 
 
 def _dense(ops: Ops[Tensor], block: FeedForwardSpec, prefix: str, value: Tensor) -> Tensor:

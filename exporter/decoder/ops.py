@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
-from exporter.decoder.spec import Activation, AttentionSpec, NormSpec, RotarySpec
+from exporter.decoder.spec import Activation, AttentionSpec, ExpertsSpec, NormSpec, RotarySpec
 
 Tensor = TypeVar("Tensor")
 
@@ -50,6 +50,13 @@ class Ops(Protocol[Tensor]):
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         """Elementwise sum of equal shapes."""
+
+    def experts(self, value: Tensor, prefix: str, experts: ExpertsSpec) -> Tensor:
+        """Routes each token [S, D] to its experts (weights `prefix.router` and `prefix.experts.N...`) and adds up what these make of
+        it, weighted -> [S, D]. Shared experts are not among them."""
+
+    def token_gate(self, value: Tensor, source: Tensor, vector: str) -> Tensor:
+        """[S, D] times, per token, the sigmoid of `source` [S, D] times `vector` [1, D] transposed."""
 
     def logits(self, value: Tensor, table: str, bias: str | None = None) -> Tensor:
         """[S, D] times the head table [V, D] transposed, plus the vector `bias` [V] -> [S, V]; an interpreter may keep the last

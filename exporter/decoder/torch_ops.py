@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from exporter.decoder.cache import LayerCache
-from exporter.decoder.eager_ops import EagerOps, capped, rotate
+from exporter.decoder.eager_ops import EagerOps, capped, rotate, softmax_beside
 from exporter.decoder.rotary import cosine_sine
-from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec
+from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec, sinks_name
 from exporter.decoder.weights import WeightStore
 from exporter.quantize.formats import KvFormat, KvScaling
 from exporter.quantize.kv_codec import ChannelConstants, EncodedRows, KvCodec, LayerKvConstants
@@ -42,6 +42,19 @@ class TorchLayerCache:
         used = min(self.length, self.layout.slots)
         held = self.layout.held_positions(self.length)[:used]
         return self.key.decode(_first(self._keys, used)), self.value.decode(_first(self._values, used)), held
+
+    def stored(self) -> dict[str, np.ndarray]:
+        """Whatever is held, float32 by name: `keys` and `values` [slots, K, n]; where the codec has them also `keys.scale`, `keys.zero`
+        and their like [slots, K, 1]."""
+        sides = {"keys": self._keys, "values": self._values}
+        parts = {
+            name: part
+            for side, rows in sides.items()
+            if rows is not None
+            for name, part in ((side, rows.codes), (f"{side}.scale", rows.scale), (f"{side}.zero", rows.zero))
+            if part is not None
+        }
+        return {name: (part if part.dim() == 3 else part[..., None]).float().numpy() for name, part in parts.items()}
 
     def stored_bytes(self) -> int:
         """Bytes that the cache really allocates."""
@@ -76,6 +89,14 @@ class TorchOps(EagerOps):
             key, value = KvCodec(self.kv_format, constants.key), KvCodec(self.kv_format, constants.value)
             self.caches.append(TorchLayerCache(self.layout[index], key, value))
 
+    def stored_cache(self) -> dict[str, np.ndarray]:
+        """`TorchLayerCache.stored` of every layer, as `layers.I.NAME`."""
+        return {
+            f"layers.{index}.{name}": part
+            for index, cache in enumerate(self.caches)
+            for name, part in cache.stored().items()
+        }
+
     def embedding(self, token_ids: torch.Tensor, table: str) -> torch.Tensor:
         self._chunk = (self.caches[0].length, token_ids.shape[0])
         return super().embedding(token_ids, table)
@@ -104,7 +125,8 @@ class TorchOps(EagerOps):
             slopes = torch.tensor(attention.distance_slopes).view(attention.kv_heads, attention.group, 1, 1)
             scores = scores + slopes * torch.from_numpy(held[None, :] - positions[:, None])
         visible = torch.from_numpy(cache.layout.visible(positions, held))
-        probabilities = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+        sinks = self.weights.dense(sinks_name(layer)) if attention.learned_sinks else None
+        probabilities = softmax_beside(scores.masked_fill(~visible, -torch.inf).flatten(0, 1), sinks).view_as(scores)
         mixed = cache.value.restore(torch.einsum("krsc,ckd->skrd", probabilities, values))
         return mixed.flatten(1)
 

@@ -14,14 +14,21 @@ from exporter.quantize.formats import KvFormat, ScaleFormat
 from exporter.recipe import Recipe
 from exporter.registry import Registry
 
+VERIFICATION_FOLDER = "verification"
+"""Folder of an export with what only checks need: the quantized checkpoint above all."""
+
+NOT_RUN = "not run (no runtime on this machine)"
+"""What report and manifest say of the parity of an artifact that nothing here executes."""
+
 
 class Obtained(StrEnum):
-    """How a figure came about."""
+    """How a figure came about. Of the graph: PyTorch ran what was lowered, and nothing ran the artifact."""
 
     MEASURED = "measured"
     EMULATED = "emulated"
     SIMULATED = "simulated"
     ESTIMATED = "estimated"
+    GRAPH = "traced graph"
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,9 @@ class Target(Protocol):
 
     driver: str
     """`module:function(folder) -> Driver`, called in a child process."""
+
+    adopts_codes: bool
+    """Whether its driver can be given the oracle's cache (`verify.same_codes`)."""
 
     exact_driver: str | None
     """The same for an artifact that can also be run with nothing rounded to 16 bits; what then differs from an oracle without that

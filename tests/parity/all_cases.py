@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from expert_cases import EXPERT_CASES
 from family_cases import CASES as LLAMA_SHAPED
 from gemma_cases import GEMMA_CASES
 from gpt_cases import GPT_CASES
 from phi_cases import PHI_CASES
 
-CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES | GPT_CASES
+CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES | GPT_CASES | EXPERT_CASES
 
 FULLEST = {
     "granite": "granite",
@@ -28,5 +29,9 @@ FULLEST = {
     "falcon": "falcon-sequential-alibi",
     "mpt": "mpt",
     "bloom": "bloom",
+    "gpt_oss": "gpt_oss",
+    "mixtral": "mixtral",
+    "qwen2_moe": "qwen2_moe",
+    "qwen3_moe": "qwen3_moe",
 }
 """The case of each family that has most of its switches on."""

@@ -53,7 +53,10 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
             if parameter.dim() == 2:
                 inputs = parameter.shape[0 if name in transposed else 1]
                 parameter.normal_(0, 1.0 if "embed" in name else inputs**-0.5, generator=generator)
-            elif name.endswith("bias"):
+            elif ".experts." in name and parameter.dim() == 3:
+                inputs = parameter.shape[1 if config.model_type == "gpt_oss" else 2]
+                parameter.normal_(0, inputs**-0.5, generator=generator)
+            elif name.endswith(("bias", "sinks")):
                 parameter.normal_(0, 0.5, generator=generator)
             else:
                 parameter.uniform_(0.5, 1.5, generator=generator)

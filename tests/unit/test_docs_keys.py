@@ -52,6 +52,7 @@ def example_report() -> dict[str, Any]:
         VerificationResult,
         parity=zeros(ParityFigures),
         exact=zeros(ParityFigures),
+        same_codes=zeros(ParityFigures),
         ring_wraps=(0.0,),
         gates=[Gate("parity.mean_kl", 0.0, None)],
     )

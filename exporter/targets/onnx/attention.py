@@ -43,9 +43,11 @@ class CachedAttention:
         self.format, self.constants, self.terms = kv_format, constants, terms
         self.label = f"layers.{layer}"
 
-    def attend(self, query: Value, stored: StoredLayer, mask: Value, middle: Value) -> Value:
+    def attend(
+        self, query: Value, stored: StoredLayer, mask: Value, middle: Value, beside: Value | None = None
+    ) -> Value:
         """Query [1, S, H * Hd], mask float [G * S, C] or [K, G * S, C] of zeros and minus infinities, `middle` uint8 [1, K, G * S, 1] of
-        128 -> [1, S, H * Hd]."""
+        128, `beside` float [1, K, G * S, 1] the learned sinks of a layer that has them -> [1, S, H * Hd]."""
         graph, spec = self.graph, self.spec
         balance = self.constants.key.balance.repeat_interleave(spec.group, 0) * spec.score_scale
         query = per_channel(graph, query, "Mul", f"{self.label}.query_balance", balance, 1.0)
@@ -58,8 +60,15 @@ class CachedAttention:
         if spec.score_cap is not None:
             scores = soft_cap(graph, scores, spec.score_cap)
         masked = graph.node("Add", scores, mask, name=f"{self.label}.masked_scores")
-        weights = graph.node("Softmax", masked, axis=-1, name=f"{self.label}.probabilities")
+        weights = self._probabilities(masked, beside)
         return self._restored(self._product_with_values(weights, stored.values, scales[1], zeros[1]))
+
+    def _probabilities(self, scores: Value, beside: Value | None) -> Value:
+        graph, name = self.graph, f"{self.label}.probabilities"
+        if beside is None:
+            return graph.node("Softmax", scores, axis=-1, name=name)
+        whole = graph.node("Softmax", graph.node("Concat", scores, beside, axis=3), axis=-1, name=name)
+        return graph.node("Slice", whole, graph.integers(0), graph.integers(-1), graph.integers(3))
 
     def _sides(self, stored: Value | None) -> tuple[Value, Value] | tuple[None, None]:
         """fp16 [1, 2 * K, 1, C] -> those of keys and those of values, float [1, K, 1, C]."""

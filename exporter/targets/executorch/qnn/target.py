@@ -13,6 +13,7 @@ from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSe
 from exporter.recipe import Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.qnn import sdk
+from exporter.targets.without_experts import expert_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 OTHER_TARGET = "a recipe for ONNX Runtime, such as onnx-cpu"
@@ -25,6 +26,7 @@ class QnnTarget:
     backend = "qnn-htp"
     obtained = Obtained.SIMULATED
     holds_palettes = False
+    adopts_codes = False
     driver = "exporter.targets.executorch.qnn.driver:open_driver"
     exact_driver: str | None = None
 
@@ -35,7 +37,7 @@ class QnnTarget:
         return 2 if recipe.kv_cache.bits == 4 else 1
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        return [*_recipe_refusals(recipe), *_spec_refusals(spec, recipe)]
+        return [*_recipe_refusals(recipe), *_spec_refusals(spec, recipe), *expert_refusals(spec, "the HTP")]
 
     def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
         return chosen

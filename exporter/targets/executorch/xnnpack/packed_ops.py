@@ -49,7 +49,7 @@ class PackedOps(ExecutorchOps):
     """See `ExecutorchOps`; norms with a mean are left to ExecuTorch."""
 
     def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
-        return _OPERATORS.rms_norm(value, self._vector(gain), norm.eps)
+        return _OPERATORS.rms_norm(value, self.vector(gain), norm.eps)
 
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
         return _OPERATORS.rotary(value, *self._angles(rotary))
