@@ -17,22 +17,20 @@ class Row {
  public:
   Terms& sized(int64_t count) {
     const int64_t blocks = padded_to(count, kExact) / kExact;
-    if (static_cast<int64_t>(high_.size()) < count) {
-      high_.resize(count);
-      low_.resize(count);
+    if (static_cast<int64_t>(whole_.size()) < count) {
       whole_.resize(count);
+      bytes_.resize(2 * count);
       sums_.resize(blocks);
     }
-    terms_.high = high_.data();
-    terms_.low = low_.data();
     terms_.whole = whole_.data();
+    terms_.bytes = bytes_.data();
     terms_.sums = sums_.data();
     return terms_;
   }
 
  private:
-  std::vector<int8_t> high_, low_;
   std::vector<int16_t> whole_;
+  std::vector<int8_t> bytes_;
   std::vector<int32_t> sums_;
   Terms terms_;
 };

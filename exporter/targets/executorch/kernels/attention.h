@@ -44,11 +44,11 @@ struct Chunk {
   float* out;          // [S][H * Hd]
 };
 
-// A row of numbers 16 bits wide, in steps; also as two bytes for dot products of bytes: whole = 256 * high + low. `sums` adds up every
-// kExact of them, `total` what was given.
+// A row of numbers 16 bits wide, in steps; also as two bytes for dot products of bytes: whole = 256 * high + low, of every four numbers
+// the high bytes and then the low ones. `sums` adds up every kExact of them, `total` what was given.
 struct Terms {
-  int8_t *high, *low;
   int16_t* whole;
+  int8_t* bytes;
   int32_t* sums;
   float step, total;
 };

@@ -16,6 +16,7 @@ struct Simd {
   struct Nibbles {
     Codes low, high;
   };
+  static constexpr int kSums = 8;
   struct Sum {
     __m256i first, second;  // two sums of 32 bits per lane
   };

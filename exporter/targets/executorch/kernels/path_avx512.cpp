@@ -10,6 +10,7 @@ namespace {
 struct Simd {
   static constexpr int64_t kLanes = 16;
   static constexpr int32_t kMiddle8 = 128, kMiddle4 = 8;
+  static constexpr int kSums = 8;
   struct Sum {
     __m512i high, low;
   };
@@ -17,24 +18,24 @@ struct Simd {
     __m512i low, high;
   };
   struct Row {
-    const int8_t *high, *low;
+    const int8_t* bytes;
   };
 
-  static Row row(const Terms& terms) { return {terms.high, terms.low}; }
+  static Row row(const Terms& terms) { return {terms.bytes}; }
   static Sum zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
   static __m512i load(const uint8_t* lanes) { return _mm512_loadu_si512(lanes); }
   static Nibbles load_nibbles(const uint8_t* lanes) {
     const __m512i bytes = _mm512_loadu_si512(lanes), mask = _mm512_set1_epi8(0x0f);
     return {_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask)};
   }
-  static __m512i quad_of(const int8_t* numbers, int64_t quad) {
+  static __m512i four(const int8_t* from) {
     int32_t bytes;
-    __builtin_memcpy(&bytes, numbers + 4 * quad, 4);
+    __builtin_memcpy(&bytes, from, 4);
     return _mm512_set1_epi32(bytes);
   }
   static void add(Sum& sum, __m512i codes, const Row& row, int64_t quad) {
-    sum.high = _mm512_dpbusd_epi32(sum.high, codes, quad_of(row.high, quad));
-    sum.low = _mm512_dpbusd_epi32(sum.low, codes, quad_of(row.low, quad));
+    sum.high = _mm512_dpbusd_epi32(sum.high, codes, four(row.bytes + 8 * quad));
+    sum.low = _mm512_dpbusd_epi32(sum.low, codes, four(row.bytes + 8 * quad + 4));
   }
   static void store(const Sum& sum, int32_t offset, float* out, bool more) {
     const __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(sum.high, 8), sum.low);

@@ -20,6 +20,7 @@ inline int32x4_t dot(int32x4_t sum, int8x16_t codes, int8x16_t numbers) {
 struct Simd {
   static constexpr int64_t kLanes = 4;
   static constexpr int32_t kMiddle8 = 0, kMiddle4 = 8;
+  static constexpr int kSums = 16;
   struct Sum {
     int32x4_t high, low;
   };
@@ -27,24 +28,24 @@ struct Simd {
     int8x16_t low, high;
   };
   struct Row {
-    const int8_t *high, *low;
+    const int8_t* bytes;
   };
 
-  static Row row(const Terms& terms) { return {terms.high, terms.low}; }
+  static Row row(const Terms& terms) { return {terms.bytes}; }
   static Sum zero() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
   static int8x16_t load(const uint8_t* lanes) { return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(lanes), vdupq_n_u8(0x80))); }
   static Nibbles load_nibbles(const uint8_t* lanes) {
     const uint8x16_t bytes = vld1q_u8(lanes);
     return {vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(0x0f))), vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4))};
   }
-  static int8x16_t quad_of(const int8_t* numbers, int64_t quad) {
+  static int8x16_t four(const int8_t* from) {
     int32_t bytes;
-    __builtin_memcpy(&bytes, numbers + 4 * quad, 4);
+    __builtin_memcpy(&bytes, from, 4);
     return vreinterpretq_s8_s32(vdupq_n_s32(bytes));
   }
   static void add(Sum& sum, int8x16_t codes, const Row& row, int64_t quad) {
-    sum.high = dot(sum.high, codes, quad_of(row.high, quad));
-    sum.low = dot(sum.low, codes, quad_of(row.low, quad));
+    sum.high = dot(sum.high, codes, four(row.bytes + 8 * quad));
+    sum.low = dot(sum.low, codes, four(row.bytes + 8 * quad + 4));
   }
   static void store(const Sum& sum, int32_t offset, float* out, bool more) {
     const int32x4_t whole = vaddq_s32(vshlq_n_s32(sum.high, 8), sum.low);

@@ -21,6 +21,8 @@ typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
 typedef int16_t Shorts __attribute__((vector_size(2 * kWidth)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
 typedef int8_t Bytes __attribute__((vector_size(kWidth)));
+typedef uint32_t Quads __attribute__((vector_size(kWidth)));  // four bytes each
+typedef uint64_t Pairs __attribute__((vector_size(2 * kWidth)));
 
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
 
@@ -100,6 +102,13 @@ void read_halves(const uint16_t* stored, int64_t count, float* out) {
   }
 }
 
+// Four bytes of one, four of the other, and so on, on machines whose lowest byte comes first.
+inline Pairs pairs_of(Ints first, Ints second) {
+  const Pairs low = __builtin_convertvector(reinterpret_cast<Quads>(__builtin_convertvector(first, Bytes)), Pairs);
+  const Pairs high = __builtin_convertvector(reinterpret_cast<Quads>(__builtin_convertvector(second, Bytes)), Pairs);
+  return low | (high << 32);
+}
+
 void round_row(const float* row, int64_t count, float peak, Terms& terms) {
   terms.step = (peak > 1e-30f ? peak : 1e-30f) / kSteps;
   const float steps = 1.0f / terms.step;
@@ -115,8 +124,7 @@ void round_row(const float* row, int64_t count, float peak, Terms& terms) {
         const Floats rounded = (smaller(larger(given * steps, -most), most) + kRound) - kRound;
         const Ints whole = __builtin_convertvector(rounded, Ints), high = (whole + 128) >> 8;
         save(terms.whole + i, __builtin_convertvector(whole, Shorts));
-        save(terms.high + i, __builtin_convertvector(high, Bytes));
-        save(terms.low + i, __builtin_convertvector(whole - (high << 8), Bytes));
+        save(terms.bytes + 2 * i, pairs_of(high, whole - (high << 8)));
         total[part] += given;
         sum += whole;
       }
@@ -129,11 +137,11 @@ void round_row(const float* row, int64_t count, float peak, Terms& terms) {
 
 // Sums -> scores; minus infinity where the query may not read.
 void score_row(const Softmax& softmax, const Terms& query, float* row) {
-  for (int64_t at = 0; at < softmax.padded; at += kWidth)
-    save(row + at, load<Floats>(row + at) * (load<Floats>(softmax.key_scale + at) * query.step));
-  if (softmax.key_middle != nullptr)
-    for (int64_t at = 0; at < softmax.padded; at += kWidth)
-      save(row + at, load<Floats>(row + at) + load<Floats>(softmax.key_middle + at) * query.total);
+  const bool middles = softmax.key_middle != nullptr;
+  for (int64_t at = 0; at < softmax.padded; at += kWidth) {
+    const Floats score = load<Floats>(row + at) * (load<Floats>(softmax.key_scale + at) * query.step);
+    save(row + at, middles ? score + load<Floats>(softmax.key_middle + at) * query.total : score);
+  }
   if (softmax.score_cap > 0)
     for (int64_t at = 0; at < softmax.padded; at += kWidth) save(row + at, capped(load<Floats>(row + at), softmax.score_cap));
   int64_t hidden = 0;

@@ -2,6 +2,7 @@
 //
 //   Simd::Sum          a vector of 32-bit sums, one per lane of 4 bytes; Simd::kLanes of them
 //   Simd::Row          how the processor wants a row's numbers: two bytes, or one number of 16 bits
+//   Simd::kSums        how many registers may hold sums; a Sum takes two
 //   kMiddle8/kMiddle4  what load and load_nibbles leave to be taken from every code
 //   load/load_nibbles  codes of one lane vector; at 4 bits those of the low and of the high nibbles
 //   add(sum, codes, row, quad)
@@ -52,10 +53,13 @@ inline void accumulate(const Lanes& lanes, const Terms* terms, const typename Si
       Simd::store(total[side][row], terms[row].sums[first / kQuads] * kMiddle, sums[row] + at + side * Simd::kLanes, first != 0);
 }
 
-// Few rows leave sums enough for several neighbours at once, which hides how long one addition takes.
+// Vectors of neighbours that are read together, so that registers for sums are full: each number of a row is then loaded less often,
+// and additions wait less for each other.
+constexpr int sides(int registers, int count) { return registers >= 8 * count ? 4 : registers >= 4 * count ? 2 : 1; }
+
 template <class Simd, int kBits, int kCount>
 void accumulate_all(const Lanes& lanes, const Terms* terms, float* const* sums) {
-  constexpr int kSide = kCount == 1 ? 4 : kCount <= 3 ? 2 : 1;
+  constexpr int kSide = sides(Simd::kSums, kCount);
   typename Simd::Row rows[kCount];
   for (int row = 0; row < kCount; row++) rows[row] = Simd::row(terms[row]);
   for (int64_t first = 0; first < lanes.quads; first += kQuads) {
