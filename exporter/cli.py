@@ -31,7 +31,10 @@ DeviceOption = Annotated[
     list[str] | None,
     typer.Option("--device", "-d", help="Measure on KIND or KIND:NAME; see slm-export devices.", metavar="KIND"),
 ]
-RunnerOption = Annotated[Path | None, typer.Option(help="Folder of a C++ runner, for devices without Python.")]
+RunnerOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Folder of a C++ runner, for devices without Python; DEVICE=FOLDER for one.", metavar="FOLDER"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -77,13 +80,17 @@ def main_command(
         )
     display = StageDisplay(console, quiet=as_json)
     several = len(recipes) > 1
-    if device and several:
-        raise UsageError("--device measures one export", "export first, then: slm-export bench FOLDER")
+    if device:
+        from exporter.bench import BenchRequest, bench, ready_devices
+        from exporter.targets.base import find_target
+
+        if several:
+            raise UsageError("--device measures one export", "export first, then: slm-export bench FOLDER")
+        measured = BenchRequest(request.output, tuple(device), runners=tuple(runner or ()))
+        ready_devices(measured, find_target(recipes[0].target.kind))  # before minutes of work
     report = export_several(request, recipes, display) if several else export(request, display)
     if device:
-        from exporter.bench import BenchRequest, bench
-
-        report["latency_devices"] = bench(BenchRequest(request.output, tuple(device), runner=runner), display)
+        report["latency_devices"] = bench(measured, display)
         report["latency"] = report["latency_devices"][0]
     if as_json:
         typer.echo(json.dumps(report))
@@ -216,7 +223,7 @@ def bench_command(
         generate,
         warm_up,
         repetitions,
-        runner,
+        tuple(runner or ()),
         time_limit,
         accept_near_ties,
     )

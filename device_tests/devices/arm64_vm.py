@@ -28,7 +28,7 @@ BOOT_TIME_LIMIT_S = 120.0
 SYSTEM_BYTES = 512_000_000
 COPIES = 3
 """Its root lies in memory, half of which files may take."""
-UNTIL_INPUT_ENDS = '"$@" < /dev/null & child=$!; cat > /dev/null; kill -9 $child'
+UNTIL_INPUT_ENDS = '"$@" < /dev/null & child=$!; cat > /dev/null; kill -9 $child; wait $child 2> /dev/null'
 """A machine must not outlive the program that started it, however that ends."""
 
 

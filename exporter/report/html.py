@@ -209,7 +209,7 @@ def _conditions(section: dict[str, Any]) -> list[Row]:
     machine = [
         identity[key] for key in ("model", "soc", "system", "processor", "architecture", "kernel") if identity[key]
     ]
-    rows = [Row("machine", ", ".join(machine) or "not said")]
+    rows, silent = [Row("machine", ", ".join(machine) or "not said")], []
     for name, key, unit in (
         ("governor", "governor", ""),
         ("load", "load_1min", ""),
@@ -219,10 +219,15 @@ def _conditions(section: dict[str, Any]) -> list[Row]:
         ("battery temperature", "battery_celsius", " °C"),
     ):
         values = [snapshot.get(key) for snapshot in (before, after)]
-        shown = " → ".join("not said" if value is None else f"{value}{unit}" for value in values)
-        rows.append(Row(name, "not readable" if values == [None, None] else shown))
+        if values == [None, None]:
+            silent.append(name)
+            continue
+        rows.append(Row(name, " → ".join("not said" if value is None else f"{value}{unit}" for value in values)))
     clocks = [max(snapshot["khz"]) / 1e6 for snapshot in (before, *conditions["during"]) if snapshot["khz"]]
-    rows.append(Row("fastest clock", f"{min(clocks):.2f} to {max(clocks):.2f} GHz" if clocks else "not readable"))
+    if clocks:
+        rows.append(Row("fastest clock", f"{min(clocks):.2f} to {max(clocks):.2f} GHz"))
+    silent += [] if clocks else ["clocks"]
+    rows += [Row("not readable", ", ".join(silent))] if silent else []
     marked = sum(item["disturbed"] for prompt in section["by_prompt"] for item in prompt["repetitions"])
     rows.append(Row("disturbed repetitions", str(marked)))
     return rows

@@ -137,6 +137,19 @@ def test_behind_adb_the_tokens_are_the_oracles_and_no_time_is_shown(
     assert f"{engine}_runner" in {Path(name).name for name in phone.received}
 
 
+def test_one_command_exports_and_measures_on_two_devices(
+    slm_export: SlmExport, pte_runner: Path, phone: LoopbackAdb, tmp_path: Path
+) -> None:
+    """Each with the runner that is meant for it: Python here, C++ behind adb."""
+    devices = ("--device", f"adb:{phone.serial}", "--device", "local", "--runner", f"adb={pte_runner}")
+    shown = slm_export.succeed("--recipe", "android-cpu-small", *FAST, *devices, "--output", str(tmp_path / "out"))
+    first, second = read_json(tmp_path / "out", "report")["latency_devices"]
+    assert (first["obtained"], second["obtained"]) == ("emulated", "measured")
+    assert first["token_check"]["equal"] and second["token_check"]["equal"]
+    assert first["engine"] == second["engine"].removesuffix(" through Python")
+    assert f"adb:{phone.serial}" in shown.stdout
+
+
 def test_a_phone_that_is_unplugged_ends_with_6_and_a_report_that_says_partial(
     slm_export: SlmExport, pte_runner: Path, phone: LoopbackAdb, program: Path
 ) -> None:
