@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.family import read_spec
+from exporter.checkpoint.family import CONFIG_FILE, read_spec_file
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.spec import (
     EMBEDDING,
@@ -241,9 +241,15 @@ def _host_memory(spec: DecoderSpec, recipe: Recipe) -> int:
     return libraries + (oracle_bytes + compiler_bytes) * parameter_count(spec) + 4 * tables + calibration
 
 
-def plan_export(model: Path, recipe: Recipe) -> Plan:
-    """Refuses or estimates, from `config.json` and the recipe alone. Raises PlanRefused or CheckpointError."""
+def plan_export(model: Path, recipe: Recipe, text_only: bool = False) -> Plan:
+    """Refuses or estimates the export of a folder, from its `config.json` and the recipe alone. Raises PlanRefused or
+    CheckpointError."""
+    return plan_config(model / CONFIG_FILE, recipe, text_only)
+
+
+def plan_config(config_file: Path, recipe: Recipe, text_only: bool = False) -> Plan:
+    """The same for a `config.json` that may lie anywhere, without weights."""
     target = find_target(recipe.target.kind)
-    spec = read_spec(model)
+    spec = read_spec_file(config_file, text_only)
     check_refusals(spec, recipe, target)
     return make_plan(spec, recipe, target)

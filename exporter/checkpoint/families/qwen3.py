@@ -40,4 +40,4 @@ PUBLISHED = Published(
     },
     596_049_920,
 )
-FAMILIES.add("qwen3", Family("qwen3", decoder_spec, PUBLISHED))
+FAMILIES.add("qwen3", Family("qwen3", decoder_spec, PUBLISHED, text_parts=("qwen3_vl_text",)))

@@ -53,7 +53,10 @@ def _open(folder: Path, traced: bool) -> tuple[ChunkedDriver, Callable[[Path], N
     layout = HostLayout.read(folder / HOST_FILE)
     prepare_runtime(layout)
     kv_bytes = sum(cache.bytes for cache in read_methods(folder / PROGRAM_FILE)[METHOD].caches)
-    program, engine = LoadedProgram(folder / PROGRAM_FILE, traced), f"executorch {importlib.metadata.version('executorch')}"
+    program, engine = (
+        LoadedProgram(folder / PROGRAM_FILE, traced),
+        f"executorch {importlib.metadata.version('executorch')}",
+    )
     return ChunkedDriver(program, layout, kv_bytes, engine), program.write_trace
 
 
