@@ -84,17 +84,18 @@ def _dual_block(
     decay: torch.Tensor,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """With c the summed logarithms of the decays up to a token, what token s gave weighs exp(c[t] - c[s]) at token t >= s, and the state
-    before the block exp(c[t]). All exponents are negative, so that nothing overflows."""
-    faded = (step * decay).cumsum(1).permute(0, 2, 3, 1)  # [N, G, R, S]
-    between = faded[..., :, None] - faded[..., None, :]
-    causal = torch.ones(between.shape[-2:], dtype=torch.bool).tril()
+    """What token s gave has faded by the decays of tokens s + 1 to t at token t >= s, the state before the block by those up to t. Their
+    logarithms are summed from s on, not taken as a difference of two sums from the start, which would cancel where decays are strong.
+    All sums are negative, so that nothing overflows."""
+    logarithms = (step * decay).permute(0, 2, 3, 1)  # [N, G, R, S]
+    faded, causal = logarithms.cumsum(-1), torch.ones(*[value.shape[1]] * 2, dtype=torch.bool).tril()
+    between = (logarithms[..., :, None] * causal.tril(-1)).cumsum(-2)
     lengths = step.permute(0, 2, 3, 1)
     weights = between.masked_fill(~causal, -torch.inf).exp() * lengths[..., None, :]
     weights = weights * torch.einsum("btgn,bsgn->bgts", leaving, entering)[:, :, None]
     inside = torch.einsum("bgrts,bsgrp->btgrp", weights, value)
     before = torch.einsum("btgn,bgrnp->btgrp", leaving, state) * faded.exp().permute(0, 3, 1, 2)[..., None]
-    remaining = ((faded[..., -1:] - faded).exp() * lengths).permute(0, 3, 1, 2)[..., None]
+    remaining = (between[..., -1, :].exp() * lengths).permute(0, 3, 1, 2)[..., None]
     added = torch.einsum("bsgn,bsgrp->bgrnp", entering, value * remaining)
     return inside + before, faded[..., -1, None, None].exp() * state + added
 

@@ -25,7 +25,7 @@ class RecurrenceWriter:
 
     def __init__(self, graph: GraphBuilder, vector: Callable[[str], Value], positions: Value) -> None:
         self.graph, self._vector, self._positions = graph, vector, positions
-        self._causal: Value | None = None
+        self._causal: tuple[Value, Value] | None = None
 
     def convolve(self, layer: int, convolution: CausalConvolution, value: Value, weight: np.ndarray) -> Value:
         """[1, S, channels] and weights [channels, taps] -> [1, S, channels]. A product and a sum per tap beat the operator Conv, which
@@ -88,23 +88,25 @@ class RecurrenceWriter:
         """Decays and skips of each head [H]; see `Ops.state_space_dual` and, for the closed form, `scan.dual_blocks`."""
         graph, spec = self.graph, dual.states[1]
         rows = self._by_head(value, dual.groups, dual.group_heads, dual.head_dim)  # [1, G, R, S, P]
-        lengths, faded = self._lengths(layer, dual, decay, step)  # [1, G, R, S] each
+        lengths, logarithms = self._lengths(layer, dual, decay, step)  # [1, G, R, S] each
+        between = self._between(logarithms)
+        faded = graph.node("CumSum", logarithms, graph.scalar(3, np.int64))
         entering = self._by_head(entering, dual.groups, 1, dual.state_size)  # [1, G, 1, S, n]
         leaving = self._by_head(leaving, dual.groups, 1, dual.state_size)
         past = self._past(layer, spec)  # [1, G, R, n, P]
         across = graph.node("Transpose", entering, perm=[0, 1, 2, 4, 3])
-        weights = self._weights(lengths, faded, graph.node("MatMul", leaving, across))
+        weights = self._weights(lengths, between, graph.node("MatMul", leaving, across))
         inside = graph.node("MatMul", weights, rows)
         carried = graph.node("Mul", graph.node("MatMul", leaving, past), self._column(graph.node("Exp", faded)))
         scanned = graph.node("Add", inside, carried)
         stored = graph.constant(f"layers.{layer}.recurrence.skip.heads", skip.reshape(dual.groups, -1, 1, 1))
         skipped = graph.node("Add", scanned, graph.node("Mul", rows, stored))
-        self._next(layer, spec, self._dual_state(past, rows, across, lengths, faded))
+        self._next(layer, spec, self._dual_state(past, rows, across, lengths, between, faded))
         by_token = graph.node("Transpose", skipped, perm=[0, 3, 1, 2, 4])
         return graph.node("Reshape", by_token, graph.integers(1, -1, dual.channels))
 
     def _lengths(self, layer: int, dual: StateSpaceDual, decay: np.ndarray, step: Value) -> tuple[Value, Value]:
-        """Steps and the summed logarithms of decays up to each token, its own included: [1, G, R, S] each."""
+        """Steps and logarithms of decays: [1, G, R, S] each."""
         graph, prefix = self.graph, f"layers.{layer}.recurrence"
         lengths = graph.node("Softplus", graph.node("Add", step, self._vector(f"{prefix}.step_bias")))
         if dual.shortest_step:
@@ -112,20 +114,28 @@ class RecurrenceWriter:
         by_head = graph.node("Transpose", lengths, perm=[0, 2, 1])
         by_head = graph.node("Reshape", by_head, graph.integers(1, dual.groups, dual.group_heads, -1))
         stored = graph.constant(f"{prefix}.decay.negative", decay.reshape(dual.groups, -1, 1))
-        return by_head, graph.node("CumSum", graph.node("Mul", by_head, stored), graph.scalar(3, np.int64))
+        return by_head, graph.node("Mul", by_head, stored)
 
-    def _weights(self, lengths: Value, faded: Value, products: Value) -> Value:
+    def _between(self, logarithms: Value) -> Value:
+        """Summed logarithms of the decays of tokens s + 1 to t, for t >= s: [1, G, R, S, S]."""
+        graph, (_, later) = self.graph, self._masks()
+        kept = graph.node("Where", later, self._column(logarithms), graph.scalar(0))
+        return graph.node("CumSum", kept, graph.scalar(3, np.int64))
+
+    def _weights(self, lengths: Value, between: Value, products: Value) -> Value:
         """What token s gives to token t: [1, G, R, S, S]."""
-        graph = self.graph
-        between = graph.node("Sub", self._column(faded), self._row(faded))
-        seen = graph.node("Where", self._causal_mask(), between, graph.scalar(-np.inf))
+        graph, (causal, _) = self.graph, self._masks()
+        seen = graph.node("Where", causal, between, graph.scalar(-np.inf))
         given = graph.node("Mul", graph.node("Exp", seen), self._row(lengths))
         return graph.node("Mul", given, products)
 
-    def _dual_state(self, past: Value, rows: Value, across: Value, lengths: Value, faded: Value) -> Value:
+    def _dual_state(
+        self, past: Value, rows: Value, across: Value, lengths: Value, between: Value, faded: Value
+    ) -> Value:
         graph = self.graph
+        since = graph.node("Gather", between, graph.scalar(-1, np.int64), axis=3)
         last = graph.node("Slice", faded, graph.integers(-1), graph.integers(LAST), graph.integers(3))
-        remaining = graph.node("Mul", graph.node("Exp", graph.node("Sub", last, faded)), lengths)
+        remaining = graph.node("Mul", graph.node("Exp", since), lengths)
         added = graph.node("MatMul", across, graph.node("Mul", rows, self._column(remaining)))
         return graph.node("Add", graph.node("Mul", past, self._column(graph.node("Exp", last))), added)
 
@@ -140,11 +150,13 @@ class RecurrenceWriter:
     def _row(self, value: Value) -> Value:
         return self.graph.node("Unsqueeze", value, self.graph.integers(3))
 
-    def _causal_mask(self) -> Value:
-        """bool [S, S]: whether the token of a row has seen that of a column."""
+    def _masks(self) -> tuple[Value, Value]:
+        """bool [S, S] each: whether the token of a row has seen that of a column, and whether it is a later one."""
         if self._causal is None:
             token = self.graph.node("Reshape", self._positions, self.graph.integers(-1, 1))
-            self._causal = self.graph.node("LessOrEqual", self._positions, token, name="causal")
+            names = {"LessOrEqual": "causal", "Less": "later"}
+            first, second = (self.graph.node(kind, self._positions, token, name=name) for kind, name in names.items())
+            self._causal = first, second
         return self._causal
 
     def _sliced(self, window: Value, start: int, end: int) -> Value:
