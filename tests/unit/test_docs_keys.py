@@ -57,13 +57,15 @@ def example_report() -> dict[str, Any]:
         gates=[Gate("parity.mean_kl", 0.0, None)],
     )
     evaluation = EvaluationSet("text.txt", [], 0, 0, 1.0, 1.0)
-    outcome = LowerOutcome((), 0, Delegation(1.0, {"prefill": 1, "decode": 1}, ()), 0, plan.slots_per_layer, {})
+    outcome = LowerOutcome((), 0, Delegation(1.0, {"prefill": 1, "decode": 1}, ()), 0, plan.slots_per_layer)
     sections = {
         "parity": parity_section(target, result),
         "quality": quality_section(target, evaluation, result),
         "export": export_section([StageFigures("plan", 0.0, 0.0)], 0),
     }
     report = build_report(recipe, target, plan, "", outcome, 0, sections)
+    graph = parity_section(find_target("executorch-vulkan"), result)["graph"]
+    report["parity"]["graph"] = graph
     section = latency_section(measured(), 1, TokenCheck("oracle", 1, True, 0), None)
     return {**report, "latency": section, "latency_devices": None}
 
