@@ -156,10 +156,17 @@ def _rows(latency: Latency) -> list[Row]:
             f"{obtained} bandwidth, estimated bytes"),
         Row("median over floor", f"{floor['decode_over_floor']:.1f} times"),
         Row("bandwidth of memory", f"{floor['memory_read_gb_s']:.1f} GB/s", obtained),
+        Row("energy per token", _energy(section["energy"]), obtained if section["energy"]["device_watts"] else ""),
         Row("load", f"{section['load_ms']:.0f} ms", obtained),
         Row("peak memory", size_text(section["peak_rss_bytes"]), obtained),
         Row("cache", size_text(section["kv_bytes"]), obtained),
     ]  # fmt: skip
+
+
+def _energy(energy: dict[str, Any]) -> str:
+    if energy["device_watts"] is None:
+        return "not readable"
+    return f"{energy['joules_per_token']:.4f} J, at {energy['device_watts']:.2f} W from the battery"
 
 
 def _prompts(latency: Latency) -> list[list[str]]:
