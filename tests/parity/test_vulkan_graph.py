@@ -68,6 +68,17 @@ def test_the_graph_equals_the_oracle(model: TinyModel) -> None:
     require_equal(decoder_of(model, FULL), 2e-3)
 
 
+def test_an_exact_gelu_becomes_the_approximation_that_the_delegate_computes() -> None:
+    decoder = decoder_of(replace(MODEL, activation=Activation.GELU), FULL)
+    approximations = [
+        node.args[1:] or node.kwargs
+        for node in traced_method(decoder).graph.nodes
+        if node.target is torch.ops.aten.gelu.default
+    ]
+    assert approximations == [{"approximate": "tanh"}] * len(decoder.layout)
+    require_equal(decoder, 2e-2)
+
+
 def test_an_imposed_window_with_sinks_is_a_mask() -> None:
     require_equal(decoder_of(MODEL, SINKS), 2e-3)
 
