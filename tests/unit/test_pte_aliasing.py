@@ -45,7 +45,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(path: Path) -> np.ndarray:
-    driver = ChunkedDriver(LoadedProgram(path), HostLayout(32, 8, 300, 0, False), 0)
+    driver = ChunkedDriver(LoadedProgram(path), HostLayout(32, 8, 300, 0, False), 0, "")
     return np.concatenate([driver.prefill([5, 7, 11]), driver.decode(299)[None]])
 
 

@@ -16,9 +16,9 @@ class ChunkedDriver:
     """See `runtime.driver.Driver`. The caches belong to the method; what lies in them from an earlier conversation is never read: which
     slots hold something follows from the position alone."""
 
-    def __init__(self, call: Call, layout: HostLayout, kv_bytes: int) -> None:
+    def __init__(self, call: Call, layout: HostLayout, kv_bytes: int, engine: str) -> None:
         self.context, self.chunk, self.vocab_size = layout.context, layout.chunk, layout.vocab_size
-        self.threads = layout.threads
+        self.engine, self.threads = engine, layout.threads
         self._call, self._kv_bytes, self._length = call, kv_bytes, 0
 
     def reset(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import executorch.kernels.quantized  # noqa: F401  registers the operators of quantized tables
@@ -53,7 +54,7 @@ def _open(folder: Path, traced: bool) -> tuple[ChunkedDriver, Callable[[Path], N
     prepare_runtime(layout)
     kv_bytes = sum(cache.bytes for cache in read_methods(folder / PROGRAM_FILE)[METHOD].caches)
     program = LoadedProgram(folder / PROGRAM_FILE, traced)
-    return ChunkedDriver(program, layout, kv_bytes), program.write_trace
+    return ChunkedDriver(program, layout, kv_bytes, f"executorch {version('executorch')}"), program.write_trace
 
 
 @functools.cache
