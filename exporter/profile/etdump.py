@@ -31,8 +31,6 @@ class TraceEvent:
 
 def record_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """See `recording.Profiler`."""
-    from executorch.version import __version__
-
     from exporter.targets.executorch.xnnpack.driver import open_driver, open_traced
 
     folder, token_ids, scratch = Path(arguments["folder"]), arguments["token_ids"], Path(arguments["scratch"])
@@ -45,7 +43,7 @@ def record_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     traced = timed_tokens(traced_driver, token_ids, *span)
     write_trace(scratch / "trace.etdp")
     tokens = token_events(_read_trace(scratch / "trace.etdp"), _instructions(folder), len(traced))
-    return asdict(Recording(f"executorch {__version__}", driver.threads, times, traced, by_operator(tokens)))
+    return asdict(Recording(driver.engine, driver.threads, times, traced, by_operator(tokens)))
 
 
 def token_events(

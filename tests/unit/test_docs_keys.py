@@ -59,7 +59,7 @@ def example_report() -> dict[str, Any]:
     evaluation = EvaluationSet("text.txt", [], 0, 0, 1.0, 1.0)
     outcome = LowerOutcome((), 0, Delegation(1.0, {"prefill": 1, "decode": 1}, ()), 0, plan.slots_per_layer)
     sections = {
-        "parity": parity_section(target, result),
+        "parity": parity_section(target, result) | {"graph": dataclasses.asdict(zeros(ParityFigures))},
         "quality": quality_section(target, evaluation, result),
         "export": export_section([StageFigures("plan", 0.0, 0.0)], 0),
     }
@@ -89,9 +89,14 @@ def target_notes() -> set[str]:
     """Names of the figures that targets add to the section `artifact`."""
     from exporter.targets.coreml.decoder_audit import CoreMlFigures
     from exporter.targets.executorch.qnn.lower import QnnFigures
+    from exporter.targets.executorch.vulkan.lower import VulkanFigures
     from exporter.targets.onnx.lower import OnnxFigures
 
-    return {field.name for kind in (QnnFigures, OnnxFigures, CoreMlFigures) for field in dataclasses.fields(kind)}
+    return {
+        field.name
+        for kind in (QnnFigures, OnnxFigures, CoreMlFigures, VulkanFigures)
+        for field in dataclasses.fields(kind)
+    }
 
 
 @functools.cache

@@ -60,4 +60,4 @@ def open_driver(folder: Path) -> ChunkedDriver:
     layout = HostLayout.read(folder / HOST_FILE)
     traced = traced_method(load_quantized(folder / VERIFICATION_FOLDER))
     kv_bytes = sum(cache.bytes for cache in read_program(folder / PROGRAM_FILE).caches)
-    return ChunkedDriver(GraphCall(traced), layout, kv_bytes, "the traced graph in PyTorch")
+    return ChunkedDriver(GraphCall(traced), layout, kv_bytes, f"torch {torch.__version__}, traced graph")

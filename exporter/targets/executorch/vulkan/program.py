@@ -9,7 +9,7 @@ from pathlib import Path
 
 from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 from executorch.backends.vulkan.serialization import vulkan_graph_serialize as serialization
-from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkDataType, VkGraph, VkTensor
+from executorch.backends.vulkan.serialization.vulkan_graph_schema import OperatorCall, VkDataType, VkGraph, VkTensor
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir._serialize._program import deserialize_pte_binary
 from executorch.exir.passes import MemoryPlanningPass
@@ -86,17 +86,17 @@ def _caches(graph: VkGraph) -> list[Cache]:
         if call.args[place] >= 0
     ]
     tensors = [tensor for place in places if isinstance(tensor := graph.values[place].value, VkTensor)]
-    _audit_reads(graph)
+    audit_reads(graph.chain)
     return [Cache(tensor.dims[1], math.prod(tensor.dims) * ITEM_BYTES[tensor.datatype]) for tensor in tensors]
 
 
-def _audit_reads(graph: VkGraph) -> None:
+def audit_reads(chain: list[OperatorCall]) -> None:
     """Raises GateFailed unless each cache is written before it is read, and read as the same tensor that is written: nothing here would
-    notice a copy."""
-    for at, call in enumerate(graph.chain):
+    notice a copy. An operator's last argument is what it writes."""
+    for at, call in enumerate(chain):
         if call.name != "update_cache.default":
             continue
         cache = call.args[CACHE_ARGUMENTS[call.name][0]]
-        readers = [index for index, other in enumerate(graph.chain) if cache in other.args[:-1] and index != at]
+        readers = [index for index, other in enumerate(chain) if cache in other.args[:-1] and index != at]
         if not readers or min(readers) < at:
             raise GateFailed("a cache is not read after it is written", "report it with the model's config.json")

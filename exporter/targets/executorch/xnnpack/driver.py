@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import executorch.kernels.quantized  # noqa: F401  registers the operators of quantized tables
@@ -53,11 +53,8 @@ def _open(folder: Path, traced: bool) -> tuple[ChunkedDriver, Callable[[Path], N
     layout = HostLayout.read(folder / HOST_FILE)
     prepare_runtime(layout)
     kv_bytes = sum(cache.bytes for cache in read_methods(folder / PROGRAM_FILE)[METHOD].caches)
-    program, engine = (
-        LoadedProgram(folder / PROGRAM_FILE, traced),
-        f"executorch {importlib.metadata.version('executorch')}",
-    )
-    return ChunkedDriver(program, layout, kv_bytes, engine), program.write_trace
+    program = LoadedProgram(folder / PROGRAM_FILE, traced)
+    return ChunkedDriver(program, layout, kv_bytes, f"executorch {version('executorch')}"), program.write_trace
 
 
 @functools.cache
