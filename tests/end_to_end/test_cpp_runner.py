@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ import pytest
 from device_tests.devices import adb
 from device_tests.devices.base import find_device
 from device_tests.loopback_adb import LoopbackAdb
-from device_tests.process import run_program
+from device_tests.process import LineStream, run_program
+from device_tests.protocol import Memory, Repetition, RunnerRequest, parse_line
+from exporter.quantize.quantized_checkpoint import load_quantized
+from exporter.verify.greedy import greedy_reference
 from tests.conftest import REPOSITORY
 from tests.end_to_end.command import FAST, SlmExport, read_json
 
@@ -58,12 +62,17 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built([f"-DONNXRUNTIME_INCLUDE={include}", f"-DONNXRUNTIME_LIBRARY={library}"], tmp_path_factory)
 
 
+def executorch_folder() -> Path:
+    """Of the installed package."""
+    pytest.importorskip("executorch", reason="the executorch extra is not installed")
+    found = importlib.util.find_spec("executorch.runtime")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).parent.parent
+
+
 @pytest.fixture(scope="session")
 def pte_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = importlib.util.find_spec("executorch.runtime")
-    if found is None or found.origin is None:
-        pytest.skip("the executorch extra is not installed")
-    return built([f"-DEXECUTORCH={Path(found.origin).parent.parent}"], tmp_path_factory)
+    return built([f"-DEXECUTORCH={executorch_folder()}"], tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +108,38 @@ def test_a_program_of_executorch_says_what_the_oracle_says(
     assert report["latency"]["engine"].startswith("executorch 1.")
     assert report["latency"]["kv_bytes"] == report["kv_cache"]["bytes_total"]
     assert len(report["latency"]["by_prompt"][0]["repetitions"][0]["decode_ms"]) == 11
+
+
+@pytest.mark.slow
+def test_a_program_for_the_npu_says_in_the_simulator_what_the_export_was_verified_with(
+    slm_export: SlmExport, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Its sibling without a simulator is `test_bench_npu_host`. The simulator loads the verification twin only, and its times are no
+    latency, so that `bench` refuses it: the runner is asked directly."""
+    pytest.importorskip("executorch", reason="the qnn extra is not installed")
+    qualcomm = pytest.importorskip("onnxruntime_qnn", reason="the qnn extra is not installed")
+    package = executorch_folder()
+    backend = package / "lib/libexecutorch_backend_qnn.so"
+    runner = built([f"-DEXECUTORCH={package}", f"-DQNN_LIBRARIES={backend}"], tmp_path_factory)
+    output, twin = tmp_path / "out", tmp_path / "twin"
+    slm_export.succeed("--recipe", "android-npu", *FAST, "--output", str(output))
+    twin.mkdir()
+    for name in ("host.json", "embedding.safetensors", "verification/model.pte"):
+        shutil.copy(output / name, twin)
+    reference = greedy_reference(load_quantized(output / "verification"), range(5, 45), 4)
+    request = RunnerRequest(str(twin), (reference.prompt,), 4, 0, 1, ())
+    (tmp_path / "request.json").write_text(request.to_json(), encoding="utf-8")
+    stream = LineStream(
+        [str(runner / "executorch_runner"), str(tmp_path / "request.json")],
+        300,
+        {"LD_LIBRARY_PATH": str(Path(str(qualcomm.__file__)).parent)},
+    )
+    with closing(stream):
+        events = [event for line in stream.lines() if (event := parse_line(line)) is not None]
+    (repetition,) = (event for event in events if isinstance(event, Repetition))
+    assert repetition.token_ids == reference.token_ids
+    (memory,) = (event for event in events if isinstance(event, Memory))
+    assert memory.kv_bytes == read_json(output, "report")["kv_cache"]["bytes_total"]
 
 
 @pytest.fixture
