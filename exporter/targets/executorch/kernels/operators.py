@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 CACHES = "Tensor(a!) keys, Tensor(b!) values, Tensor(c!) scales"
-ATTENTION_OPERATOR = "slm::attention"
 ATTENTION = (
     f"Tensor query, Tensor key, Tensor value, Tensor position, {CACHES}, Tensor constants, Tensor slopes, int bits, int window, "
     "int sinks, bool zero_point, bool rotation, bool fine, float score_scale, float score_cap"

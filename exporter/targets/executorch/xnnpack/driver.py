@@ -15,9 +15,8 @@ from exporter.targets.executorch.chunks import ChunkedDriver
 from exporter.targets.executorch.host import HostLayout
 from exporter.targets.executorch.kernels.build import operators_library
 from exporter.targets.executorch.kernels.operators import load_library
-from exporter.targets.executorch.xnnpack.adoption import adopt_packed, adopt_plain
 from exporter.targets.executorch.xnnpack.names import HOST_FILE, METHOD, PROGRAM_FILE
-from exporter.targets.executorch.xnnpack.program import MethodFigures, read_methods
+from exporter.targets.executorch.xnnpack.program import read_methods
 
 
 class LoadedProgram:
@@ -29,44 +28,18 @@ class LoadedProgram:
         assert method is not None
         self._method = method
 
-    def attribute(self, name: str) -> torch.Tensor:
-        """A buffer by name, in the program's own memory."""
-        found: torch.Tensor = self._method._method.get_attribute(name)
-        return found
-
     def __call__(self, token_ids: list[int], position: int) -> np.ndarray:
         logits: torch.Tensor = self._method.execute([torch.tensor(token_ids), torch.tensor([position])])[0]
         return logits.numpy().copy()
 
 
-class CpuDriver(ChunkedDriver):
-    """A driver whose cache can be set."""
-
-    def __init__(self, program: LoadedProgram, layout: HostLayout, method: MethodFigures, engine: str) -> None:
-        super().__init__(program, layout, sum(cache.bytes for cache in method.caches), engine)
-        self._program, self._packed_bits = program, method.packed_bits
-
-    def adopt(self, token_ids: list[int], stored: dict[str, np.ndarray]) -> None:
-        """Goes on after `token_ids` with a cache that something else filled: `TorchOps.stored_cache`."""
-        self._length = len(token_ids)
-        layers: dict[int, dict[str, np.ndarray]] = {}
-        for name, numbers in stored.items():
-            _, index, part = name.split(".", 2)
-            layers.setdefault(int(index), {})[part] = numbers
-        for layer, parts in layers.items():
-            if self._packed_bits is None:
-                adopt_plain(self._program.attribute, layer, parts)
-            else:
-                adopt_packed(self._program.attribute, layer, parts, self._packed_bits)
-
-
-def open_driver(folder: Path) -> CpuDriver:
+def open_driver(folder: Path) -> ChunkedDriver:
     """Opens an export with ExecuTorch's own runtime, which allocates all of the caches when it loads."""
     layout = HostLayout.read(folder / HOST_FILE)
     prepare_runtime(layout)
-    method = read_methods(folder / PROGRAM_FILE)[METHOD]
+    kv_bytes = sum(cache.bytes for cache in read_methods(folder / PROGRAM_FILE)[METHOD].caches)
     engine = f"executorch {importlib.metadata.version('executorch')}"
-    return CpuDriver(LoadedProgram(folder / PROGRAM_FILE), layout, method, engine)
+    return ChunkedDriver(LoadedProgram(folder / PROGRAM_FILE), layout, kv_bytes, engine)
 
 
 def prepare_runtime(layout: HostLayout) -> None:

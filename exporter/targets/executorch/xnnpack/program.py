@@ -13,13 +13,10 @@ from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_
 from executorch.exir._serialize._program import deserialize_pte_binary
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.scalar_type import ScalarType
-from executorch.exir.schema import DelegateCall, EValue, ExecutionPlan, Int, KernelCall, Tensor
+from executorch.exir.schema import DelegateCall, EValue, ExecutionPlan, KernelCall, Tensor
 from torch.export import ExportedProgram
 
-from exporter.targets.executorch.kernels.operators import ATTENTION, ATTENTION_OPERATOR
 from exporter.targets.executorch.xnnpack.names import CACHE_PREFIX
-
-BITS_ARGUMENT = [argument.split()[-1] for argument in ATTENTION.split(", ")].index("bits")
 
 ITEM_BYTES = {
     ScalarType.BYTE: 1,
@@ -63,15 +60,13 @@ class CacheBuffer:
 
 @dataclass(frozen=True)
 class MethodFigures:
-    """What one method of a written program executes and allocates. `arena_bytes` leaves out the caches; `packed_bits` are those of the
-    codes that this project's attention operator reads, if it is there."""
+    """What one method of a written program executes and allocates. `arena_bytes` leaves out the caches."""
 
     name: str
     delegate_calls: int
     operators: dict[str, int]
     arena_bytes: int
     caches: tuple[CacheBuffer, ...]
-    packed_bits: int | None
 
 
 def read_methods(path: Path) -> dict[str, MethodFigures]:
@@ -92,18 +87,7 @@ def _figures(plan: ExecutionPlan) -> MethodFigures:
         dict(sorted(Counter(f"{operator.name}.{operator.overload}".rstrip(".") for operator in names).items())),
         sum(arenas),
         tuple(sorted(caches, key=lambda cache: (cache.layer, cache.part))),
-        _packed_bits(plan, [call for call in calls if isinstance(call, KernelCall)]),
     )
-
-
-def _packed_bits(plan: ExecutionPlan, calls: list[KernelCall]) -> int | None:
-    """Of the first call of attention: all layers have one codec."""
-    for call in calls:
-        if plan.operators[call.op_index].name == ATTENTION_OPERATOR:
-            bits = plan.values[call.args[BITS_ARGUMENT]].val
-            assert isinstance(bits, Int)
-            return bits.int_val
-    return None
 
 
 def _cache(value: EValue) -> CacheBuffer | None:
