@@ -31,6 +31,7 @@ class KernelLayer:
     ring: LayerCache
     kv_format: KvFormat
     constants: LayerKvConstants
+    fine: bool = False
     length: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class KernelLayer:
             self.kv_format.bits,
             self.kv_format.zero_point,
             self.kv_format.rotation,
+            self.fine,
             self.length,
             query.shape[0],
         )

@@ -76,13 +76,18 @@ def oracle(attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat, cons
 
 
 def differences(
-    library: ctypes.CDLL, path: str, attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat
+    library: ctypes.CDLL,
+    path: str,
+    attention: AttentionSpec,
+    ring: LayerCache,
+    kv_format: KvFormat,
+    fine: bool = False,
 ) -> tuple:
     """Largest relative difference of what was attended, and stored rows of both: codes and scales."""
     constants = calibrated(attention)
     reference, layer = (
         oracle(attention, ring, kv_format, constants),
-        KernelLayer(library, path, attention, ring, kv_format, constants),
+        KernelLayer(library, path, attention, ring, kv_format, constants, fine),
     )
     worst = 0.0
     for seed, count in enumerate(CHUNKS):
@@ -108,6 +113,19 @@ def test_every_shape_of_heads(library: ctypes.CDLL, attention: AttentionSpec, bi
     for path in paths(library) if attention.head_dim % 16 == 0 else ["portable"]:
         worst, _, _ = differences(library, path, attention, RINGS["sinks"], KvFormat(bits, PER_TOKEN, zero_point=True))
         assert worst < 1e-3, path
+
+
+@pytest.mark.parametrize("kv_format", CODECS.values(), ids=CODECS)
+def test_fine_attention_is_as_exact_as_floats(library: ctypes.CDLL, kv_format: KvFormat) -> None:
+    """Codes that fall otherwise than the oracle's are no matter of attention, so tokens are compared whose keys and values it stored."""
+    constants = calibrated(ATTENTION)
+    for path in paths(library):
+        reference = oracle(ATTENTION, RINGS["full"], kv_format, constants)
+        layers = [KernelLayer(library, path, ATTENTION, RINGS["full"], kv_format, constants, fine) for fine in (0, 1)]
+        chunk = [normal(i, 60, heads, ATTENTION.head_dim).round(decimals=1) for i, heads in enumerate((8, 2, 2))]
+        wanted = reference.attention(0, ATTENTION, *chunk)
+        plain, fine = (float((layer.attend(*chunk) - wanted).abs().max() / wanted.abs().max()) for layer in layers)
+        assert fine < 3e-6 < plain, path
 
 
 @pytest.mark.parametrize("kv_format", CODECS.values(), ids=CODECS)

@@ -37,8 +37,8 @@ class Row {
 
 // What one call works with; kept per thread.
 struct Scratch {
-  std::vector<float> query, key_scale, key_middle, value_scale, value_middle, sums[kRows];
-  Row rows[kRows];
+  std::vector<float> query, rest, key_scale, key_middle, value_scale, value_middle, sums[kRows], fine_sums[kRows];
+  Row rows[kRows], fine_rows[kRows];
 };
 
 // The slots of one head in use: their scales, and what the middle code of each stands for.
@@ -107,9 +107,59 @@ int visible_runs(const Layer& layer, int64_t length, int64_t position, Run* runs
   return count;
 }
 
+// The rows of one call: their numbers, what rounding left of these in a second set where attention is fine, and the sums of both.
+struct Rows {
+  const Layer& layer;
+  const Path& path;
+  Scratch& scratch;
+  int count;
+  Terms terms[kRows], fine_terms[kRows];
+  float *sums[kRows], *fine_sums[kRows];
+
+  Rows(const Layer& layer, const Path& path, Scratch& scratch, int count, int64_t numbers)
+      : layer(layer), path(path), scratch(scratch), count(count) {
+    const int64_t padded = padded_to(numbers, kLane);
+    for (int row = 0; row < count; row++) {
+      terms[row] = scratch.rows[row].sized(padded);
+      sums[row] = sized(scratch.sums[row], padded);
+      if (!layer.fine) continue;
+      fine_terms[row] = scratch.fine_rows[row].sized(padded);
+      fine_sums[row] = sized(scratch.fine_sums[row], padded);
+    }
+  }
+
+  // Rounds `numbers`, a multiple of kLane, of one row.
+  void round(int row, const float* numbers, int64_t size, float peak) {
+    Terms& rounded = terms[row];
+    path.round(numbers, size, peak, rounded);
+    if (!layer.fine) return;
+    float* rest = sized(scratch.rest, size);
+    for (int64_t i = 0; i < size; i++) rest[i] = numbers[i] - static_cast<float>(rounded.whole[i]) * rounded.step;
+    path.round(rest, size, rounded.step, fine_terms[row]);
+  }
+
+  // Calls product(terms, sums), in steps of the first rounding, of `size` sums.
+  template <class Product>
+  void multiply(int64_t size, const Product& product) {
+    product(terms, sums);
+    if (!layer.fine) return;
+    product(fine_terms, fine_sums);
+    for (int row = 0; row < count; row++) {
+      const float ratio = fine_terms[row].step / terms[row].step;
+      for (int64_t i = 0; i < size; i++) sums[row][i] += fine_sums[row][i] * ratio;
+    }
+  }
+
+ private:
+  static float* sized(std::vector<float>& memory, int64_t count) {
+    if (static_cast<int64_t>(memory.size()) < count) memory.resize(count);
+    return memory.data();
+  }
+};
+
 // Scales, rotates and rounds one query.
-void prepare(const Layer& layer, const Chunk& chunk, const Path& path, const Query& query, const float* balance, Scratch& scratch,
-             Terms& terms) {
+void prepare(const Layer& layer, const Chunk& chunk, const Query& query, const float* balance, Rows& rows, int row_index) {
+  Scratch& scratch = rows.scratch;
   const int64_t size = layer.head_dim;
   const float* given = chunk.query + (query.token * layer.query_heads + query.head) * size;
   float* row = scratch.query.data();
@@ -117,7 +167,7 @@ void prepare(const Layer& layer, const Chunk& chunk, const Path& path, const Que
   if (layer.rotation) rotate(row, size);
   float peak = 0.0f;
   for (int64_t i = 0; i < size; i++) peak = std::max(peak, std::fabs(row[i]));
-  path.round(row, scratch.query.size(), peak, terms);
+  rows.round(row_index, row, scratch.query.size(), peak);
 }
 
 // Undoes the codec on what was mixed, in place of the last step of softmax.
@@ -137,18 +187,13 @@ void attend_rows(const Layer& layer, const Chunk& chunk, const Path& path, const
                  Scratch& scratch) {
   const int64_t size = layer.head_dim, bytes = size * layer.slots * layer.bits / 8;
   const float* balance = layer.constants + (layer.kv_heads + head.index) * size;
-  float* sums[kRows];
-  Terms terms[kRows];
+  Rows rows(layer, path, scratch, count, std::max(head.padded, size));
   Weighted weighted[kRows];
   scratch.query.assign(padded_to(size, kLane), 0.0f);
-  for (int row = 0; row < count; row++) {
-    scratch.sums[row].resize(std::max(head.padded, size));
-    sums[row] = scratch.sums[row].data();
-    Terms& sized = scratch.rows[row].sized(std::max<int64_t>(head.padded, scratch.query.size()));
-    prepare(layer, chunk, path, Query(layer, head.index, first + row), balance, scratch, sized);
-    terms[row] = sized;
-  }
-  path.scores(layer.keys + head.index * bytes, layer.bits, size, head.padded, terms, count, sums);
+  for (int row = 0; row < count; row++) prepare(layer, chunk, Query(layer, head.index, first + row), balance, rows, row);
+  rows.multiply(head.padded, [&](const Terms* terms, float* const* sums) {
+    path.scores(layer.keys + head.index * bytes, layer.bits, size, head.padded, terms, count, sums);
+  });
   for (int row = 0; row < count; row++) {
     const Query query(layer, head.index, first + row);
     Run runs[3];
@@ -156,12 +201,14 @@ void attend_rows(const Layer& layer, const Chunk& chunk, const Path& path, const
     const float slope = layer.slopes == nullptr ? 0.0f : layer.slopes[query.head];
     const Softmax softmax{head.key_scale, head.key_middle, head.value_scale, head.value_middle, head.padded, chunk.start + query.token,
                           runs, run_count, slope, layer.score_cap};
-    weighted[row] = path.weigh(softmax, terms[row], sums[row]);
-    path.round(sums[row], head.padded, weighted[row].peak, terms[row]);
+    weighted[row] = path.weigh(softmax, rows.terms[row], rows.sums[row]);
+    rows.round(row, rows.sums[row], head.padded, weighted[row].peak);
   }
-  path.means(layer.values + head.index * bytes, layer.bits, size, head.padded, terms, count, sums);
+  rows.multiply(size, [&](const Terms* terms, float* const* sums) {
+    path.means(layer.values + head.index * bytes, layer.bits, size, head.padded, terms, count, sums);
+  });
   for (int row = 0; row < count; row++)
-    finish(layer, chunk, Query(layer, head.index, first + row), head.index, terms[row], weighted[row], sums[row]);
+    finish(layer, chunk, Query(layer, head.index, first + row), head.index, rows.terms[row], weighted[row], rows.sums[row]);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 //
 // with quad = 4 at 8 bits. At 4 bits quad = 8: low nibbles are the first four, high nibbles the last four.
 //
-// Queries, and probabilities times scales, are rounded to 16 bits per row. The products are then exact integers. What is left in floats
+// Queries, and probabilities times scales, are rounded to 16 bits per row, or to 16 and 16 bits more. The products are then exact integers. What is left in floats
 // is done 16 numbers at a time in one order, without fused operations: every path gives the same bits.
 #pragma once
 
@@ -27,6 +27,7 @@ struct Layer {
   int64_t window, sinks;    // window 0: full attention
   int bits;                 // 8 or 4
   bool zero_point, rotation;
+  bool fine;                // rounds what rounding left over once more: 32 bits per number, and twice the products
   float score_scale, score_cap;  // score_cap 0: none
   const float* constants;   // [4][K][Hd]: centre and balance of keys, then of values
   const float* slopes;      // [H], or null

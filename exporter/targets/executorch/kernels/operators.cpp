@@ -26,7 +26,7 @@ bool resized(KernelRuntimeContext& context, Tensor& out, executorch::aten::Array
 Tensor& attention_out(KernelRuntimeContext& context, const Tensor& query, const Tensor& key, const Tensor& value,
                       const Tensor& position, Tensor& keys, Tensor& values, Tensor& scales, const Tensor& constants,
                       const Tensor& slopes, int64_t bits, int64_t window, int64_t sinks, bool zero_point, bool rotation,
-                      double score_scale, double score_cap, Tensor& out) {
+                      bool fine, double score_scale, double score_cap, Tensor& out) {
   if (!resized(context, out, query.sizes())) return out;
   const Layer layer{keys.size(0),
                     keys.size(1),
@@ -37,6 +37,7 @@ Tensor& attention_out(KernelRuntimeContext& context, const Tensor& query, const 
                     static_cast<int>(bits),
                     zero_point,
                     rotation,
+                    fine,
                     static_cast<float>(score_scale),
                     static_cast<float>(score_cap),
                     constants.const_data_ptr<float>(),
