@@ -208,7 +208,8 @@ def _unread_bytes(spec: DecoderSpec, settings: WeightSettings) -> int:
 
 def _token_bytes(spec: DecoderSpec, layer: int, kv_format: KvFormat) -> int:
     attention = spec.layers[layer].attention
-    return 2 * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
+    sides = 1 if attention.latent else 2
+    return sides * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
 
 
 def _activation_bytes(spec: DecoderSpec, recipe: Recipe) -> int:

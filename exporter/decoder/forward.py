@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exporter.decoder.experts import SHARED, SHARED_GATE
+from exporter.decoder.latent_forward import latent_attention
 from exporter.decoder.ops import Ops, Tensor
 from exporter.decoder.spec import (
     EMBEDDING,
@@ -74,6 +75,8 @@ def _norm(ops: Ops[Tensor], value: Tensor, gain: str, norm: NormSpec | None) -> 
 
 
 def _attention(ops: Ops[Tensor], attention: AttentionSpec, index: int, value: Tensor) -> Tensor:
+    if attention.latent is not None:
+        return latent_attention(ops, attention, attention.latent, index, value)
     prefix, bias = f"layers.{index}.attention", attention.query_key_value_bias
     query, key, cached_value = (ops.linear(value, f"{prefix}.{name}", bias) for name in ("query", "key", "value"))
     query = _heads(ops, attention, query, f"{prefix}.query_norm", attention.query_heads)

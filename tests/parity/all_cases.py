@@ -29,6 +29,8 @@ FULLEST = {
     "falcon": "falcon-sequential-alibi",
     "mpt": "mpt",
     "bloom": "bloom",
+    "deepseek_v2": "deepseek_v2",
+    "deepseek_v3": "deepseek_v3",
     "gpt_oss": "gpt_oss",
     "mixtral": "mixtral",
     "qwen2_moe": "qwen2_moe",

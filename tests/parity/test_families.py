@@ -51,6 +51,8 @@ WEIGHED = [
     "qwen2_moe",
     "mixtral",
     "gpt_oss",
+    "deepseek_v2",
+    "deepseek_v3",
 ]
 """Cases of the other families that have every weight of theirs."""
 

@@ -12,7 +12,7 @@ from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.coreml.profile import Profile
-from exporter.targets.without_experts import expert_refusals
+from exporter.targets.limits import expert_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 NO_APPLE_RUNTIME = (

@@ -113,6 +113,8 @@ def _gqa_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         found.append(Refusal(reason, "onnx.attention_terms=1"))
     if any(layer.attention.head_dim % 8 for layer in spec.layers):
         found.append(Refusal("GroupQueryAttention needs heads of a multiple of 8 channels", "onnx.attention=integer"))
+    if any(layer.attention.latent for layer in spec.layers):
+        found.append(Refusal("GroupQueryAttention caches keys and values, not latents", "onnx.attention=integer"))
     if any(layer.attention.learned_sinks for layer in spec.layers):
         found.append(Refusal("learned sinks are not given to GroupQueryAttention", "onnx.attention=integer"))
     if any(layer.attention.score_cap is not None or layer.attention.distance_slopes for layer in spec.layers):

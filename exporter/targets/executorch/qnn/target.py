@@ -13,7 +13,7 @@ from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSe
 from exporter.recipe import Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.qnn import sdk
-from exporter.targets.without_experts import expert_refusals
+from exporter.targets.limits import expert_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 OTHER_TARGET = "a recipe for ONNX Runtime, such as onnx-cpu"

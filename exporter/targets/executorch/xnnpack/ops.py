@@ -16,9 +16,10 @@ from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.xnnpack.experts import mixture
 from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
 from exporter.targets.executorch.xnnpack.weights import Constants, Product, looked_up
+from exporter.targets.limits import WithoutLatents
 
 
-class ExecutorchOps:
+class ExecutorchOps(WithoutLatents):
     """Interprets one chunk: token ids int64 [S] from the absolute position int64 [1] on."""
 
     def __init__(
