@@ -7,6 +7,7 @@ from transformers import (
     DeepseekV3Config,
     GptOssConfig,
     MixtralConfig,
+    OlmoeConfig,
     Qwen2MoeConfig,
     Qwen3MoeConfig,
 )
@@ -31,6 +32,7 @@ SPARSE |= {"norm_topk_prob": True}
 QWEN2 = SPARSE | {"qkv_bias": False, "shared_expert_intermediate_size": 28}
 QWEN3 = SPARSE | {"attention_bias": True, "head_dim": 20, "use_sliding_window": True, "sliding_window": 77}
 MIXTRAL = {"num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 77, "head_dim": 20}
+MANY = {"num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True, "attention_bias": True}
 CLAMPED = {"head_dim": 20, "num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 77}
 CLAMPED |= {"attention_bias": False, "swiglu_alpha": 1.0, "swiglu_limit": 3.0}
 LATENT = {
@@ -57,6 +59,7 @@ UNTIED = {name: value for name, value in UNUSUAL.items() if name != "hidden_act"
 EXPERT_CONFIGS = {
     "qwen2_moe": Qwen2MoeConfig(**SHAPE, **UNUSUAL, **QWEN2),
     "qwen3_moe": Qwen3MoeConfig(**SHAPE, **UNUSUAL, **QWEN3),
+    "olmoe": OlmoeConfig(**SHAPE, **UNUSUAL, **MANY, pad_token_id=0),
     "mixtral": MixtralConfig(**SHAPE, **UNUSUAL, **MIXTRAL),
     "gpt_oss": GptOssConfig(**SHAPE, **UNTIED, **CLAMPED),
     "deepseek_v2": DeepseekV2Config(**SHAPE | UNUSUAL | LIMITED),
@@ -65,6 +68,7 @@ EXPERT_CONFIGS = {
 EXPERT_OPTIONAL = {
     "qwen2_moe": (*UNUSUAL, *QWEN2, "num_key_value_heads"),
     "qwen3_moe": (*UNUSUAL, *(QWEN3.keys() - {"num_experts"}), "num_key_value_heads"),
+    "olmoe": (*UNUSUAL, *MANY, "num_key_value_heads"),
     "mixtral": (*UNUSUAL, *MIXTRAL, "num_key_value_heads"),
     "gpt_oss": (*UNTIED, *CLAMPED, "num_key_value_heads"),
     "deepseek_v2": (*UNUSUAL, *(LIMITED.keys() - {"num_key_value_heads"})),
