@@ -222,7 +222,8 @@ def _token_bytes(spec: DecoderSpec, layer: int, kv_format: KvFormat) -> int:
     attention = spec.layers[layer].attention
     if attention is None:
         return 0
-    return 2 * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
+    sides = 1 if attention.latent else 2
+    return sides * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
 
 
 def _activation_bytes(spec: DecoderSpec, recipe: Recipe) -> int:

@@ -151,6 +151,16 @@ class EagerOps:
     def split_heads(self, value: torch.Tensor, heads: int) -> torch.Tensor:
         return value.unflatten(-1, (heads, -1))
 
+    def merge_heads(self, value: torch.Tensor) -> torch.Tensor:
+        return value.flatten(1)
+
+    def head_products(self, value: torch.Tensor, prefix: str, name: str, passed: int, keep: bool) -> torch.Tensor:
+        heads = range(value.shape[1])
+        products = torch.stack(
+            [self.linear(value[:, head, passed:], f"{prefix}.{head}.{name}", False) for head in heads], 1
+        )
+        return torch.cat((value[..., :passed], products), -1) if keep else products
+
     def activation(self, value: torch.Tensor, kind: Activation) -> torch.Tensor:
         return activate(value, kind)
 

@@ -5,7 +5,7 @@ Notation: S tokens, E experts, k of them chosen per token, D hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -48,6 +48,9 @@ class RoutingSpec:
     bias: bool = False
     selection_bias: bool = False
     limit: GroupLimit | None = None
+
+    def limited(self, limit: GroupLimit | None) -> RoutingSpec:
+        return replace(self, limit=limit)
 
 
 ROUTER, SELECTION_BIAS, SHARED, SHARED_GATE = "router", "selection_bias", "shared", "shared_gate"

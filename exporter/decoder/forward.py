@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exporter.decoder.experts import SHARED, SHARED_GATE
+from exporter.decoder.latent_forward import latent_attention
 from exporter.decoder.mixers import mix_by_recurrence
 from exporter.decoder.ops import Ops, Tensor
 from exporter.decoder.shared_block import shared_block
@@ -89,6 +90,8 @@ def _mixed(ops: Ops[Tensor], layer: LayerSpec, index: int, value: Tensor) -> Ten
 
 
 def _attention(ops: Ops[Tensor], attention: AttentionSpec, index: int, value: Tensor) -> Tensor:
+    if attention.latent is not None:
+        return latent_attention(ops, attention, attention.latent, index, value)
     prefix, bias = f"layers.{index}.attention", attention.query_key_value_bias
     query, key, cached_value = (ops.linear(value, f"{prefix}.{name}", bias) for name in ("query", "key", "value"))
     query = _heads(ops, attention, query, f"{prefix}.query_norm", attention.query_heads)

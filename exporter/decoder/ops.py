@@ -42,12 +42,20 @@ class Ops(Protocol[Tensor]):
     def split_heads(self, value: Tensor, heads: int) -> Tensor:
         """[S, heads * Hd] -> [S, heads, Hd]."""
 
+    def merge_heads(self, value: Tensor) -> Tensor:
+        """[S, heads, Hd] -> [S, heads * Hd]."""
+
+    def head_products(self, value: Tensor, prefix: str, name: str, passed: int, keep: bool) -> Tensor:
+        """Per head h, the channels of [S, heads, n] behind the first `passed` times the matrix `prefix.h.name` [out, n - passed]
+        transposed; the first ones are kept before the product, or dropped -> [S, heads, passed + out] or [S, heads, out]."""
+
     def rotary(self, value: Tensor, rotary: RotarySpec) -> Tensor:
         """Rotates [S, heads, Hd] by the chunk's absolute positions."""
 
     def attention(self, layer: int, attention: AttentionSpec, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Stores key and value [S, K, Hd] in the layer's cache through its codec, attends with query [S, H, Hd] over what the
-        cache then holds and the window allows -> [S, H * Hd]. Caps and slopes of the scores are the attention's own affair."""
+        cache then holds and the window allows -> [S, H * Hd]. Caps and slopes of the scores are the attention's own
+        affair. A layer with latents gets the same vectors for both, and caches them once."""
 
     def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> Tensor:
         """Each channel [S, channels] with its predecessors in the layer's state, which then holds the last ones -> [S, channels]."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from exporter.decoder.experts import ROUTER, SELECTION_BIAS, SHARED, SHARED_GATE, RoutingSpec, expert_prefix, is_expert
+from exporter.decoder.latent import LATENT, ROTARY_KEY, LatentSpec
 from exporter.decoder.recurrence import Recurrence, SharedBlock, StateSpec, recurrent_weights
 
 
@@ -119,6 +120,8 @@ class AttentionSpec:
     score_cap: float | None = None
     distance_slopes: tuple[float, ...] | None = None
     learned_sinks: bool = False
+    latent: LatentSpec | None = None
+    """A layer whose cached vectors, `head_dim` channels of one head, are keys and values at once."""
 
     @property
     def group(self) -> int:
@@ -250,7 +253,7 @@ FINAL_NORM = "final_norm"
 SINKS = "sinks"
 
 
-SHARED_INPUTS = {"key": "query", "value": "query", "up": "gate"}
+SHARED_INPUTS = {"key": "query", "value": "query", "up": "gate", ROTARY_KEY: LATENT}
 """Matrices that read the same input as another one of their block: they share its covariance, and a target may fuse their products."""
 
 
@@ -358,6 +361,8 @@ def _attention_weights(prefix: str, attention: AttentionSpec | None, hidden: int
     if attention is None:
         return ()
     query, key_value = attention.query_heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    if attention.latent is not None:
+        return _latent_weights(prefix, attention, attention.latent, hidden)
     norm, bias = attention.query_key_norm, attention.query_key_value_bias
     whole = attention.query_key_norm_span is NormSpan.PROJECTION
     return (
@@ -373,6 +378,15 @@ def _attention_weights(prefix: str, attention: AttentionSpec | None, hidden: int
         ),
         *_matrix_weights(f"{prefix}.output", hidden, query, attention.output_bias),
     )
+
+
+def _latent_weights(prefix: str, attention: AttentionSpec, latent: LatentSpec, hidden: int) -> tuple[WeightSpec, ...]:
+    gains = (WeightSpec(f"{prefix}.{name}", WeightKind.VECTOR, (size,)) for name, size in latent.gains())
+    matrices = (
+        _matrix_weights(f"{prefix}.{name}", rows, columns, bias)
+        for name, rows, columns, bias in latent.matrices(attention, hidden)
+    )
+    return (*gains, *(weight for pair in matrices for weight in pair))
 
 
 def _feed_forward_weights(

@@ -21,9 +21,9 @@ FLOAT_KV = KvFormat(32, KvScaling.NONE)
 
 
 class TorchLayerCache:
-    """Stored keys and values of one layer: `slots` rows of encoded vectors."""
+    """Stored keys and values of one layer: `slots` rows of encoded vectors. Without a codec for values, keys are values."""
 
-    def __init__(self, layout: LayerCache, key: KvCodec, value: KvCodec) -> None:
+    def __init__(self, layout: LayerCache, key: KvCodec, value: KvCodec | None) -> None:
         self.layout, self.key, self.value = layout, key, value
         self._keys: EncodedRows | None = None
         self._values: EncodedRows | None = None
@@ -34,15 +34,23 @@ class TorchLayerCache:
         positions = np.arange(self.length, self.length + keys.shape[0])
         slots = torch.from_numpy(self.layout.slot_of(positions))
         self._keys = _store(self._keys, self.key.encode(keys), slots, self.layout.slots)
-        self._values = _store(self._values, self.value.encode(values), slots, self.layout.slots)
+        if self.value is not None:
+            self._values = _store(self._values, self.value.encode(values), slots, self.layout.slots)
         self.length += keys.shape[0]
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
         """Decoded (prepared) keys and values float32 [used, K, Hd] and the positions int64 [used] they belong to."""
-        assert self._keys is not None and self._values is not None
+        assert self._keys is not None
         used = min(self.length, self.layout.slots)
         held = self.layout.held_positions(self.length)[:used]
-        return self.key.decode(_first(self._keys, used)), self.value.decode(_first(self._values, used)), held
+        keys = self.key.decode(_first(self._keys, used))
+        if self.value is None or self._values is None:
+            return keys, keys, held
+        return keys, self.value.decode(_first(self._values, used)), held
+
+    def restore(self, mixed: torch.Tensor) -> torch.Tensor:
+        """Sums of prepared values [..., K, G, Hd] as sums of the values themselves."""
+        return (self.value or self.key).restore(mixed)
 
     def stored(self) -> dict[str, np.ndarray]:
         """Whatever is held, float32 by name: `keys` and `values` [slots, K, n]; where the codec has them also `keys.scale`, `keys.zero`
@@ -94,7 +102,7 @@ class TorchOps(EagerOps):
             identity = ChannelConstants.identity(layer.attention.kv_heads, layer.attention.head_dim)
             constants = self.kv_constants[index] if self.kv_constants else LayerKvConstants(identity, identity)
             key, value = KvCodec(self.kv_format, constants.key), KvCodec(self.kv_format, constants.value)
-            self.caches[index] = TorchLayerCache(self.layout[index], key, value)
+            self.caches[index] = TorchLayerCache(self.layout[index], key, None if layer.attention.latent else value)
 
     def stored_cache(self) -> dict[str, np.ndarray]:
         """`TorchLayerCache.stored` of every layer, as `layers.I.NAME`."""
@@ -141,7 +149,7 @@ class TorchOps(EagerOps):
         visible = torch.from_numpy(cache.layout.visible(positions, held))
         sinks = self.weights.dense(sinks_name(layer)) if attention.learned_sinks else None
         probabilities = softmax_beside(scores.masked_fill(~visible, -torch.inf).flatten(0, 1), sinks).view_as(scores)
-        mixed = cache.value.restore(torch.einsum("krsc,ckd->skrd", probabilities, values))
+        mixed = cache.restore(torch.einsum("krsc,ckd->skrd", probabilities, values))
         return mixed.flatten(1)
 
 

@@ -119,7 +119,8 @@ class KvCalibrator:
                 _static(keys, kv_format.bits, per_channel, centered),
                 _static(values, kv_format.bits, per_channel, not attention.learned_sinks),
             )
-        if kv_format.scaling is KvScaling.PER_TOKEN and kv_format.bits < 8:
+        # one scale for a rotated key and a latent together: their channels differ by more than those of a head
+        if kv_format.scaling is KvScaling.PER_TOKEN and (kv_format.bits < 8 or attention.latent):
             query_size = queries.root_mean_square.clamp_min(SMALLEST_SPREAD)
             key_balance = (keys.deviation.clamp_min(SMALLEST_SPREAD) / query_size).sqrt()
             key_center = keys.mean if centered else torch.zeros_like(keys.mean)

@@ -62,6 +62,9 @@ def random_model(config: PreTrainedConfig, seed: int = 0, embedding: float = 1.0
                 parameter.normal_(0, 0.5, generator=generator)
             else:
                 parameter.uniform_(0.5, 1.5, generator=generator)
+        for name, vector in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                vector.uniform_(0, 0.5, generator=generator)
     return model
 
 

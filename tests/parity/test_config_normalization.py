@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from expert_configs import EXPERT_CONFIGS, EXPERT_OPTIONAL
 from optimum.utils import NormalizedConfigManager
 from random_checkpoint import edit_config
 from transformers import (
@@ -128,8 +129,9 @@ CONFIGS |= {
     "mpt": MptConfig(**UNTIED, d_model=96, n_layers=3, n_heads=12, max_seq_len=77, attn_config={"softmax_scale": 0.5}),
     "bloom": BloomConfig(**UNTIED, hidden_size=96, n_layer=3, n_head=12, seq_length=77),
 }
+CONFIGS |= EXPERT_CONFIGS
 
-OPTIONAL = {
+OPTIONAL = EXPERT_OPTIONAL | {
     "llama": (*UNUSUAL, "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"),
     "mistral": (*UNUSUAL, "num_key_value_heads", "head_dim", "sliding_window"),
     "qwen2": (*UNUSUAL, *WINDOWED, "num_key_value_heads"),

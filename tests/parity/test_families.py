@@ -52,6 +52,9 @@ WEIGHED = [
     "qwen2_moe",
     "mixtral",
     "gpt_oss",
+    "deepseek_v2",
+    "deepseek_v3",
+    "olmoe",
     *RECURRENT_FAMILIES,
 ]
 """Cases of the other families that have every weight of theirs."""

@@ -17,7 +17,7 @@ from exporter.targets.coreml.layout import Layout
 from exporter.targets.coreml.names import LOGITS, label
 from exporter.targets.coreml.positions import Positions
 from exporter.targets.coreml.weights import StoredWeights
-from exporter.targets.without_experts import WithoutExperts
+from exporter.targets.limits import WithoutExperts, WithoutLatents
 
 SMALLEST_MAGNITUDE = 2.0**-14
 """Least divisor of a norm in fp16 arithmetic: the smallest number that hardware without subnormals has."""
@@ -38,7 +38,7 @@ class Tensor:
     heads: int = 0
 
 
-class MilOps(WithoutExperts, WithoutRecurrence[Tensor]):
+class MilOps(WithoutExperts, WithoutLatents, WithoutRecurrence[Tensor]):
     """Writes one function; see `decoder.ops.Ops`."""
 
     def __init__(

@@ -20,7 +20,7 @@ from exporter.targets.base import (
     recurrence_refusals,
 )
 from exporter.targets.coreml.profile import Profile
-from exporter.targets.without_experts import expert_refusals
+from exporter.targets.limits import expert_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 NO_APPLE_RUNTIME = (

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from exporter.decoder.spec import AttentionSpec
 from exporter.quantize.formats import KvFormat
-from exporter.quantize.kv_codec import LayerKvConstants
+from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value, soft_cap
 from exporter.targets.onnx.kv_encoding import StoredLayer, per_channel, rotated
 
@@ -55,13 +55,16 @@ class CachedAttention:
         by_head = graph.node("Transpose", by_token, perm=[0, 2, 1, 3])
         by_head = rotated(graph, by_head, self.format, spec.head_dim)
         rows = graph.node("Reshape", by_head, graph.integers(1, spec.kv_heads, -1, spec.head_dim))
+        values, of_values = stored.values, self.constants.value
+        if values is None:
+            values, of_values = graph.node("Transpose", stored.keys, perm=[0, 1, 3, 2]), self.constants.key
         scales, zeros = self._sides(stored.scales), self._sides(stored.zeros)
         scores = self._product_with_keys(rows, stored.keys, scales[0], zeros[0], middle)
         if spec.score_cap is not None:
             scores = soft_cap(graph, scores, spec.score_cap)
         masked = graph.node("Add", scores, mask, name=f"{self.label}.masked_scores")
         weights = self._probabilities(masked, beside)
-        return self._restored(self._product_with_values(weights, stored.values, scales[1], zeros[1]))
+        return self._restored(self._product_with_values(weights, values, scales[1], zeros[1]), of_values)
 
     def _probabilities(self, scores: Value, beside: Value | None) -> Value:
         graph, name = self.graph, f"{self.label}.probabilities"
@@ -74,6 +77,8 @@ class CachedAttention:
         """fp16 [1, 2 * K, 1, C] -> those of keys and those of values, float [1, K, 1, C]."""
         if stored is None:
             return None, None
+        if self.spec.latent is not None:
+            return (self._float(stored),) * 2
         heads = self.graph.integers(self.spec.kv_heads, self.spec.kv_heads)
         key, value = self.graph.nodes("Split", self._float(stored), heads, count=2, axis=1)
         return key, value
@@ -207,9 +212,9 @@ class CachedAttention:
         graph = self.graph
         return graph.node("Add", zero, graph.node("Mul", scale, graph.scalar(2 ** (self.format.bits - 1))))
 
-    def _restored(self, mixed: Value) -> Value:
+    def _restored(self, mixed: Value, constants: ChannelConstants) -> Value:
         """[1, K, G * S, Hd] -> [1, S, H * Hd], with the values' constants taken back."""
-        graph, spec, constants = self.graph, self.spec, self.constants.value
+        graph, spec = self.graph, self.spec
         mixed = rotated(graph, mixed, self.format, spec.head_dim)
         by_head = graph.node("Reshape", mixed, graph.integers(1, spec.query_heads, -1, spec.head_dim))
         by_token = graph.node("Transpose", by_head, perm=[0, 2, 1, 3])

@@ -168,14 +168,35 @@ class OnnxOps:
             given = (self._value(query), self._value(key), self._value(value))
             return Tensor(self._grouped.attend(layer, attention, ring, self.kv_constants[layer], *given))
         shared = (self.graph, layer, attention, self.kv_format, self.kv_constants[layer])
-        new = CacheEncoder(*shared).encode(self._value(key), self._value(value))
+        encoder = CacheEncoder(*shared)
+        if attention.latent is not None:
+            new = encoder.encode_latents(self._value(key))
+        else:
+            new = encoder.encode(self._value(key), self._value(value))
         parts = cache_parts(layer, attention, self.kv_format, f"slots.{ring.name}")
-        rows = [row for row in (new.keys, new.values, new.scales, new.zeros) if row is not None]
-        stored = StoredLayer(*(self._write(part, row, ring) for part, row in zip(parts, rows, strict=True)))
+        rows = {name: row for name, row in vars(new).items() if row is not None}
+        stored = StoredLayer(
+            **{name: self._write(part, row, ring) for part, (name, row) in zip(parts, rows.items(), strict=True)}
+        )
         writer = CachedAttention(*shared, self.settings.attention_terms)
         mask, middle = self._tiled_mask(ring, attention), self._middle_codes(attention)
         beside = self._learned_sinks(layer, attention) if attention.learned_sinks else None
         return Tensor(writer.attend(self._value(query), stored, mask, middle, beside))
+
+    def merge_heads(self, value: Tensor) -> Tensor:
+        return Tensor(self._value(value))
+
+    def head_products(self, value: Tensor, prefix: str, name: str, passed: int, keep: bool) -> Tensor:
+        """A product for each head: the operator has no batches of matrices."""
+        graph, names = self.graph, [f"{prefix}.{head}.{name}" for head in range(value.heads)]
+        multiplied = self.weights.quantized(names[0]).in_features
+        sizes = graph.integers(*[passed, multiplied] * value.heads)
+        pieces = graph.nodes("Split", self._value(value), sizes, count=2 * value.heads, axis=2)
+        joined = []
+        for matrix, first, second in zip(names, pieces[::2], pieces[1::2], strict=True):
+            product = self._matrix(matrix, (matrix,)).multiply(second, f"{matrix}.product")
+            joined += [first, product] if keep else [product]
+        return Tensor(graph.node("Concat", *joined, axis=2), heads=value.heads)
 
     def activation(self, value: Tensor, kind: Activation) -> Tensor:
         graph, inner = self.graph, self._value(value)

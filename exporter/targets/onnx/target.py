@@ -114,6 +114,8 @@ def _gqa_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         found.append(Refusal(reason, "onnx.attention_terms=1"))
     if any(attention.head_dim % 8 for attention in spec.attentions):
         found.append(Refusal("GroupQueryAttention needs heads of a multiple of 8 channels", "onnx.attention=integer"))
+    if any(attention.latent for attention in spec.attentions):
+        found.append(Refusal("GroupQueryAttention caches keys and values, not latents", "onnx.attention=integer"))
     if any(attention.learned_sinks for attention in spec.attentions):
         found.append(Refusal("learned sinks are not given to GroupQueryAttention", "onnx.attention=integer"))
     if any(attention.score_cap is not None or attention.distance_slopes for attention in spec.attentions):

@@ -30,10 +30,10 @@ from exporter.targets.executorch.qnn.boundary import (
     rotary_encoding,
 )
 from exporter.targets.executorch.qnn.graph import Constant, Encoding, HtpGraph, Kernel, Role, Storage, Value
-from exporter.targets.without_experts import WithoutExperts
+from exporter.targets.limits import WithoutExperts, WithoutLatents
 
 
-class QnnOps(WithoutExperts, WithoutRecurrence[Value]):
+class QnnOps(WithoutExperts, WithoutLatents, WithoutRecurrence[Value]):
     """Builds one method's graph for chunks of `chunk` tokens."""
 
     def __init__(

@@ -21,7 +21,7 @@ from exporter.targets.base import (
     recurrence_refusals,
 )
 from exporter.targets.executorch.qnn import sdk
-from exporter.targets.without_experts import expert_refusals
+from exporter.targets.limits import expert_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 OTHER_TARGET = "a recipe for ONNX Runtime, such as onnx-cpu"

@@ -13,10 +13,10 @@ from exporter.targets.executorch.constants import Constants
 from exporter.targets.executorch.traced_ops import TracedOps
 from exporter.targets.executorch.vulkan.kv_state import Chunk, KvState, attend
 from exporter.targets.executorch.vulkan.weights import GroupedProduct, looked_up
-from exporter.targets.without_experts import WithoutExperts
+from exporter.targets.limits import WithoutExperts, WithoutLatents
 
 
-class VulkanOps(WithoutExperts, WithoutRecurrence[torch.Tensor], TracedOps):
+class VulkanOps(WithoutExperts, WithoutLatents, WithoutRecurrence[torch.Tensor], TracedOps):
     """Interprets one chunk of token ids int64 [S]."""
 
     def __init__(self, decoder: QuantizedDecoder, constants: Constants, state: KvState, chunk: Chunk) -> None:

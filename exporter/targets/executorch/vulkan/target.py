@@ -19,7 +19,7 @@ from exporter.targets.base import (
     TiedStorage,
     recurrence_refusals,
 )
-from exporter.targets.without_experts import expert_refusals
+from exporter.targets.limits import expert_refusals
 
 LOWER_TIME_LIMIT_S = 7200.0
 GROUP_MULTIPLE = 32

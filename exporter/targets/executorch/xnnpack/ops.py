@@ -15,9 +15,10 @@ from exporter.targets.executorch.traced_ops import TracedOps
 from exporter.targets.executorch.xnnpack.experts import mixture
 from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
 from exporter.targets.executorch.xnnpack.weights import Product, looked_up
+from exporter.targets.limits import WithoutLatents
 
 
-class ExecutorchOps(WithoutRecurrence[torch.Tensor], TracedOps):
+class ExecutorchOps(WithoutLatents, WithoutRecurrence[torch.Tensor], TracedOps):
     """Interprets one chunk: token ids int64 [S] from the absolute position int64 [1] on."""
 
     def __init__(

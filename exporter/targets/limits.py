@@ -1,4 +1,4 @@
-"""What some targets lack, for their plans to say: an operator that reads the matrices of chosen experts alone, and learned sinks."""
+"""What some targets lack, for their plans to say: an operator that reads the matrices of chosen experts alone, learned sinks, latents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def expert_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
     """`runtime` as a reader knows it: "Core ML"."""
     blocks = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, ExpertsSpec)]
     if not blocks:
-        return sink_refusals(spec)
+        return attention_refusals(spec)
     routing = blocks[0].routing
     reason = (
         f"{len(blocks)} layers send a token to {routing.chosen} of {routing.experts} experts, and {runtime} would read all of them "
@@ -24,11 +24,13 @@ def expert_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
     return [Refusal(reason, OTHER_TARGETS)]
 
 
-def sink_refusals(spec: DecoderSpec) -> list[Refusal]:
-    if not any(attention.learned_sinks for attention in spec.attentions):
-        return []
-    reason = "the attention of this target has no place for learned sinks"
-    return [Refusal(reason, "a recipe for ONNX Runtime, such as onnx-cpu")]
+def attention_refusals(spec: DecoderSpec) -> list[Refusal]:
+    kinds = {
+        "learned sinks": any(attention.learned_sinks for attention in spec.attentions),
+        "latents": any(attention.latent is not None for attention in spec.attentions),
+    }
+    nearest = "a recipe for ONNX Runtime, such as onnx-cpu"
+    return [Refusal(f"the attention of this target has no place for {kind}", nearest) for kind in kinds if kinds[kind]]
 
 
 class WithoutExperts:
@@ -39,3 +41,13 @@ class WithoutExperts:
 
     def token_gate(self, value: Any, source: Any, vector: str) -> Any:
         raise PlanRefused(f"{vector}: this target has no experts", OTHER_TARGETS)
+
+
+class WithoutLatents:
+    """The same for latent attention."""
+
+    def merge_heads(self, value: Any) -> Any:
+        raise PlanRefused("this target has no latent attention", OTHER_TARGETS)
+
+    def head_products(self, value: Any, prefix: str, name: str, passed: int, keep: bool) -> Any:
+        raise PlanRefused(f"{prefix}: this target has no latent attention", OTHER_TARGETS)
