@@ -77,9 +77,9 @@ class LowerOutcome:
     delegation: Delegation | None
     kv_bytes_total: int
     slots_per_layer: tuple[int, ...]
-    state_bytes_total: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
     requirements: dict[str, Any] = field(default_factory=dict)
+    state_bytes_total: int = 0
 
 
 def recurrence_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
