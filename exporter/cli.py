@@ -31,6 +31,9 @@ DeviceOption = Annotated[
     typer.Option("--device", "-d", help="Measure on KIND or KIND:NAME; see slm-export devices.", metavar="KIND"),
 ]
 RunnerOption = Annotated[Path | None, typer.Option(help="Folder of a C++ runner, for devices without Python.")]
+TextOnlyOption = Annotated[
+    bool, typer.Option("--text-only", help="Of a checkpoint with image or sound towers, take the text decoder.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -43,6 +46,7 @@ def main_command(
     adapter: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter folder to merge.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="UTF-8 text that quantization listens to.")] = None,
     evaluation: Annotated[Path | None, typer.Option(help="UTF-8 text for parity and perplexity.")] = None,
+    text_only: TextOnlyOption = False,
     overrides: SetOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     resume: Annotated[bool, typer.Option(help="Reuse finished stages of earlier runs.")] = True,
@@ -68,7 +72,7 @@ def main_command(
     console = Console(stderr=as_json)
     recipes = [load_recipe(name, tuple(overrides or ())) for name in recipe]
     destination = output or Path("out") / "+".join(loaded.name for loaded in recipes)
-    request = ExportRequest(recipes[0], destination, model, adapter, calibration, evaluation, force, resume)
+    request = ExportRequest(recipes[0], destination, model, adapter, calibration, evaluation, force, resume, text_only)
     if model is None and not as_json:
         console.print(
             f"No --model given: exporting the bundled example ({request.model_folder.name}, 5 M parameters).",
@@ -95,17 +99,26 @@ def main_command(
 def plan_command(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or YAML file.")],
     model: ModelOption = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A config.json instead of a checkpoint folder; no weights needed.")
+    ] = None,
+    text_only: TextOnlyOption = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Refuse or estimate an export in under a second, reading no weight."""
-    from exporter.plan import plan_export
+    from exporter.plan import plan_config, plan_export
     from exporter.recipe import load_recipe
     from exporter.report.text import plan_lines
     from exporter.resources import example_folder
 
     loaded = load_recipe(recipe, tuple(overrides or ()))
-    plan = plan_export(model or example_folder() / "model", loaded)
+    if config is not None and model is not None:
+        raise UsageError("--config and --model both name a model", "give one of them")
+    if config is not None:
+        plan = plan_config(config, loaded, text_only)
+    else:
+        plan = plan_export(model or example_folder() / "model", loaded, text_only)
     if as_json:
         typer.echo(json.dumps(plan.to_json()))
         return

@@ -47,6 +47,7 @@ class ExportRequest:
     evaluation: Path | None = None
     force: bool = False
     resume: bool = True
+    text_only: bool = False
 
     @property
     def model_folder(self) -> Path:
@@ -69,7 +70,7 @@ def export(request: ExportRequest, display: StageDisplay, logits: Path | None = 
     output = OutputFolder(request.output, request.force)
     output.check()
     with display.stage("plan"):
-        plan = plan_export(request.model_folder, recipe)
+        plan = plan_export(request.model_folder, recipe, request.text_only)
     require_toolchain(target)
     run = _load(request, target, display)
     quantized, sums = quantize(run), reference(run)
@@ -99,7 +100,7 @@ def export(request: ExportRequest, display: StageDisplay, logits: Path | None = 
 
 def _load(request: ExportRequest, target: Target, display: StageDisplay) -> Run:
     with display.stage("load") as stage:
-        checkpoint = open_checkpoint(request.model_folder, request.adapter)
+        checkpoint = open_checkpoint(request.model_folder, request.adapter, request.text_only)
         checkpoint = checkpoint.for_context(cache_settings(checkpoint.spec, request.recipe).context)
         texts = read_texts(request.recipe, request.calibration_file, request.evaluation_file, checkpoint.text_codec())
         inputs = {path.name: file_sha256(path) for path in checkpoint.input_files()}

@@ -7,15 +7,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.family import read_spec
+from exporter.checkpoint.family import CONFIG_FILE, read_spec_file
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.spec import (
     EMBEDDING,
     HEAD,
     DecoderSpec,
+    ExpertsSpec,
     WeightKind,
     decoder_weights,
     head_name,
+    is_routed_matrix,
+    layer_weights,
     parameter_count,
 )
 from exporter.errors import PlanRefused
@@ -171,7 +174,7 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
     states = tuple(sum(state.bytes for state in layer.states) for layer in spec.layers)
     head_bytes = tables[head_name(spec)]
     stored = matrices + vectors + sum(tables.values()) + (0 if tied.stored_once else tied.extra_bytes)
-    read = matrices + vectors + head_bytes + sum(per_layer) + sum(states)
+    read = matrices + vectors + head_bytes + sum(per_layer) + sum(states) - _unread_bytes(spec, settings)
     return Plan(
         spec.family,
         parameter_count(spec),
@@ -203,11 +206,24 @@ def _weight_bytes(spec: DecoderSpec, settings: WeightSettings) -> tuple[int, dic
     return matrices, tables
 
 
+def _unread_bytes(spec: DecoderSpec, settings: WeightSettings) -> int:
+    """Matrices of the experts that a token is not sent to."""
+    unread = 0
+    for index, layer in enumerate(spec.layers):
+        if isinstance(layer.feed_forward, ExpertsSpec):
+            routing = layer.feed_forward.routing
+            shapes = [weight.shape for weight in layer_weights(spec, index) if is_routed_matrix(weight)]
+            whole = sum(settings.matrix_format().stored_bytes(*shape) for shape in shapes)
+            unread += whole // routing.experts * (routing.experts - routing.chosen)
+    return unread
+
+
 def _token_bytes(spec: DecoderSpec, layer: int, kv_format: KvFormat) -> int:
     attention = spec.layers[layer].attention
     if attention is None:
         return 0
-    return 2 * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
+    sides = 1 if attention.latent else 2
+    return sides * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
 
 
 def _activation_bytes(spec: DecoderSpec, recipe: Recipe) -> int:
@@ -226,9 +242,15 @@ def _host_memory(spec: DecoderSpec, recipe: Recipe) -> int:
     return libraries + (oracle_bytes + compiler_bytes) * parameter_count(spec) + 4 * tables + calibration
 
 
-def plan_export(model: Path, recipe: Recipe) -> Plan:
-    """Refuses or estimates, from `config.json` and the recipe alone. Raises PlanRefused or CheckpointError."""
+def plan_export(model: Path, recipe: Recipe, text_only: bool = False) -> Plan:
+    """Refuses or estimates the export of a folder, from its `config.json` and the recipe alone. Raises PlanRefused or
+    CheckpointError."""
+    return plan_config(model / CONFIG_FILE, recipe, text_only)
+
+
+def plan_config(config_file: Path, recipe: Recipe, text_only: bool = False) -> Plan:
+    """The same for a `config.json` that may lie anywhere, without weights."""
     target = find_target(recipe.target.kind)
-    spec = read_spec(model)
+    spec = read_spec_file(config_file, text_only)
     check_refusals(spec, recipe, target)
     return make_plan(spec, recipe, target)

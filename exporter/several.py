@@ -33,7 +33,7 @@ def export_several(request: ExportRequest, recipes: list[Recipe], display: Stage
     output = OutputFolder(request.output, request.force)
     output.check()
     for recipe in recipes:
-        plan_export(request.model_folder, recipe)
+        plan_export(request.model_folder, recipe, request.text_only)
         require_toolchain(find_target(recipe.target.kind))
     with output as folder:
         reports, logits = {}, {}

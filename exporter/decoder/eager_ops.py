@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import torch
 
+from exporter.decoder.eager_experts import bounded, route
+from exporter.decoder.experts import ROUTER, SELECTION_BIAS, expert_prefix
 from exporter.decoder.recurrence import CONVOLUTION, SCAN, CausalConvolution, SelectiveScan, StateSpaceDual
 from exporter.decoder.scan import convolve, dual_blocks, dual_inputs, selective_scan
-from exporter.decoder.spec import Activation, NormSpec, RotarySpec
+from exporter.decoder.spec import Activation, ExpertsSpec, NormSpec, RotarySpec
 from exporter.decoder.weights import WeightStore
 
 
@@ -25,11 +27,22 @@ def capped(value: torch.Tensor, cap: float | None) -> torch.Tensor:
     return value if cap is None else torch.tanh(value / cap) * cap
 
 
+def softmax_beside(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """Softmax over the last axis of [H, S, C]; learned sinks [H] take their part of the sum."""
+    if sinks is None:
+        return scores.softmax(-1)
+    beside = sinks[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, beside), -1).softmax(-1)[..., :-1]
+
+
 def rotate(value: torch.Tensor, rotary: RotarySpec, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     """Rotates the leading channels of [..., Hd] by tables that broadcast to [..., dimensions / 2]."""
     rotated, passed = value[..., : rotary.dimensions], value[..., rotary.dimensions :]
     first, second = rotated.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine, passed), dim=-1)
+
+
+QUICK_GELU_SLOPE = 1.702
 
 
 def activate(value: torch.Tensor, kind: Activation) -> torch.Tensor:
@@ -38,6 +51,8 @@ def activate(value: torch.Tensor, kind: Activation) -> torch.Tensor:
         return torch.nn.functional.silu(value)
     if kind is Activation.RELU:
         return torch.relu(value)
+    if kind is Activation.QUICK_GELU:
+        return value * torch.sigmoid(QUICK_GELU_SLOPE * value)
     return torch.nn.functional.gelu(value, approximate="tanh" if kind is Activation.GELU_TANH else "none")
 
 
@@ -81,9 +96,6 @@ class EagerOps:
 
     def split(self, value: torch.Tensor, sizes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
         return value.split(sizes, dim=-1)
-
-    def join(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return torch.cat((left, right), dim=-1)
 
     def causal_convolution(self, layer: int, convolution: CausalConvolution, value: torch.Tensor) -> torch.Tensor:
         rows, name = self.sequences(value), f"layers.{layer}.recurrence.convolution"
@@ -135,6 +147,19 @@ class EagerOps:
     def split_heads(self, value: torch.Tensor, heads: int) -> torch.Tensor:
         return value.unflatten(-1, (heads, -1))
 
+    def merge_heads(self, value: torch.Tensor) -> torch.Tensor:
+        return value.flatten(1)
+
+    def join(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.cat((left, right), -1)
+
+    def head_products(self, value: torch.Tensor, prefix: str, name: str, passed: int, keep: bool) -> torch.Tensor:
+        heads = range(value.shape[1])
+        products = torch.stack(
+            [self.linear(value[:, head, passed:], f"{prefix}.{head}.{name}", False) for head in heads], 1
+        )
+        return torch.cat((value[..., :passed], products), -1) if keep else products
+
     def activation(self, value: torch.Tensor, kind: Activation) -> torch.Tensor:
         return activate(value, kind)
 
@@ -143,6 +168,35 @@ class EagerOps:
 
     def add(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return left + right
+
+    def experts(self, value: torch.Tensor, prefix: str, experts: ExpertsSpec) -> torch.Tensor:
+        chosen, weights = self.routed(value, prefix, experts)
+        mixed = torch.zeros_like(value)
+        for expert in chosen.unique().tolist():
+            tokens, places = (chosen == expert).nonzero(as_tuple=True)
+            name = expert_prefix(prefix, expert)
+            rows = self.linear(self.expert_inner(value[tokens], name, experts), f"{name}.down", experts.expert.bias)
+            mixed.index_add_(0, tokens, rows * weights[tokens, places, None])
+        return mixed
+
+    def routed(self, value: torch.Tensor, prefix: str, experts: ExpertsSpec) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which experts a token goes to, int64 [S, k], and their weights, float32 [S, k]."""
+        routing, name = experts.routing, f"{prefix}.{ROUTER}"
+        products = self.weights.product(value, name)
+        if routing.bias:
+            products = products + self.weights.dense(f"{name}.bias")
+        offset = self.weights.dense(f"{prefix}.{SELECTION_BIAS}") if routing.selection_bias else None
+        return route(products, routing, offset)
+
+    def expert_inner(self, rows: torch.Tensor, name: str, experts: ExpertsSpec) -> torch.Tensor:
+        """What the last matrix of one expert reads: [n, D] -> [n, F]."""
+        expert = experts.expert
+        gate, up = (self.linear(rows, f"{name}.{side}", expert.bias) for side in ("gate", "up"))
+        gate, up = bounded(gate, up, experts.limit)
+        return activate(gate, expert.activation) * (up + experts.up_offset)
+
+    def token_gate(self, value: torch.Tensor, source: torch.Tensor, vector: str) -> torch.Tensor:
+        return value * self.weights.product(source, vector).sigmoid()
 
     def logits(self, value: torch.Tensor, table: str, bias: str | None = None) -> torch.Tensor:
         product = self.weights.product(value, table)

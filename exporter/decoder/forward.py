@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from exporter.decoder.experts import SHARED, SHARED_GATE
+from exporter.decoder.latent_forward import latent_attention
 from exporter.decoder.mixers import mix_by_recurrence
 from exporter.decoder.ops import Ops, Tensor
 from exporter.decoder.shared_block import shared_block
@@ -13,6 +15,7 @@ from exporter.decoder.spec import (
     POSITIONS,
     AttentionSpec,
     DecoderSpec,
+    ExpertsSpec,
     FeedForwardSpec,
     LayerSpec,
     NormKind,
@@ -87,6 +90,8 @@ def _mixed(ops: Ops[Tensor], layer: LayerSpec, index: int, value: Tensor) -> Ten
 
 
 def _attention(ops: Ops[Tensor], attention: AttentionSpec, index: int, value: Tensor) -> Tensor:
+    if attention.latent is not None:
+        return latent_attention(ops, attention, attention.latent, index, value)
     prefix, bias = f"layers.{index}.attention", attention.query_key_value_bias
     query, key, cached_value = (ops.linear(value, f"{prefix}.{name}", bias) for name in ("query", "key", "value"))
     query = _heads(ops, attention, query, f"{prefix}.query_norm", attention.query_heads)
@@ -109,7 +114,18 @@ def _feed_forward(ops: Ops[Tensor], layer: LayerSpec, prefix: str, value: Tensor
     block, name = layer.feed_forward, f"{prefix}.feed_forward"
     assert block is not None
     value = _norm(ops, value, f"{name}_norm", layer.feed_forward_norm)
-    return _norm(ops, _dense(ops, block, name, value), f"{name}_post_norm", layer.feed_forward_post_norm)
+    mixed = _experts(ops, block, name, value) if isinstance(block, ExpertsSpec) else _dense(ops, block, name, value)
+    return _norm(ops, mixed, f"{name}_post_norm", layer.feed_forward_post_norm)
+
+
+def _experts(ops: Ops[Tensor], block: ExpertsSpec, prefix: str, value: Tensor) -> Tensor:
+    mixed = ops.experts(value, prefix, block)
+    if block.shared is None:
+        return mixed
+    shared = _dense(ops, block.shared, f"{prefix}.{SHARED}", value)
+    if block.shared_gate:
+        shared = ops.token_gate(shared, value, f"{prefix}.{SHARED_GATE}")
+    return ops.add(mixed, shared)
 
 
 def _dense(ops: Ops[Tensor], block: FeedForwardSpec, prefix: str, value: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ in the oracle, a graph value in a target. Shapes are logical; layout is the inte
 
 from __future__ import annotations
 
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from exporter.decoder.recurrence import CausalConvolution, SelectiveScan, StateSpaceDual
-from exporter.decoder.spec import Activation, AttentionSpec, NormSpec, RotarySpec
+from exporter.decoder.spec import Activation, AttentionSpec, ExpertsSpec, NormSpec, RotarySpec
 
 Tensor = TypeVar("Tensor")
 
@@ -36,18 +36,26 @@ class Ops(Protocol[Tensor]):
     def split(self, value: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         """[S, n] cut along its channels into parts of these sizes, which sum to n."""
 
-    def join(self, left: Tensor, right: Tensor) -> Tensor:
-        """Channels of one beside those of the other: [S, n] and [S, m] -> [S, n + m]."""
-
     def split_heads(self, value: Tensor, heads: int) -> Tensor:
         """[S, heads * Hd] -> [S, heads, Hd]."""
+
+    def merge_heads(self, value: Tensor) -> Tensor:
+        """[S, heads, Hd] -> [S, heads * Hd]."""
+
+    def join(self, left: Tensor, right: Tensor) -> Tensor:
+        """[S, m] and [S, n] -> [S, m + n]."""
+
+    def head_products(self, value: Tensor, prefix: str, name: str, passed: int, keep: bool) -> Tensor:
+        """Per head h, the channels of [S, heads, n] behind the first `passed` times the matrix `prefix.h.name` [out, n - passed]
+        transposed; the first ones are kept before the product, or dropped -> [S, heads, passed + out] or [S, heads, out]."""
 
     def rotary(self, value: Tensor, rotary: RotarySpec) -> Tensor:
         """Rotates [S, heads, Hd] by the chunk's absolute positions."""
 
     def attention(self, layer: int, attention: AttentionSpec, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Stores key and value [S, K, Hd] in the layer's cache through its codec, attends with query [S, H, Hd] over what the
-        cache then holds and the window allows -> [S, H * Hd]. Caps and slopes of the scores are the attention's own affair."""
+        cache then holds and the window allows -> [S, H * Hd]. Caps and slopes of the scores are the attention's own
+        affair. A layer with latents gets the same vectors for both, and caches them once."""
 
     def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> Tensor:
         """Each channel [S, channels] with its predecessors in the layer's state, which then holds the last ones -> [S, channels]."""
@@ -72,28 +80,16 @@ class Ops(Protocol[Tensor]):
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         """Elementwise sum of equal shapes."""
 
+    def experts(self, value: Tensor, prefix: str, experts: ExpertsSpec) -> Tensor:
+        """Routes each token [S, D] to its experts (weights `prefix.router` and `prefix.experts.N...`) and adds up what these make of
+        it, weighted -> [S, D]. Shared experts are not among them."""
+
+    def token_gate(self, value: Tensor, source: Tensor, vector: str) -> Tensor:
+        """[S, D] times, per token, the sigmoid of `source` [S, D] times `vector` [1, D] transposed."""
+
     def logits(self, value: Tensor, table: str, bias: str | None = None) -> Tensor:
         """[S, D] times the head table [V, D] transposed, plus the vector `bias` [V] -> [S, V]; an interpreter may keep the last
         token only."""
 
     def soft_cap(self, value: Tensor, cap: float) -> Tensor:
         """cap * tanh(value / cap), elementwise."""
-
-
-class WithoutRecurrence(Generic[Tensor]):
-    """For interpreters of targets whose plan refuses recurrent layers, so that none of these is ever called."""
-
-    def split(self, value: Tensor, sizes: tuple[int, ...]) -> NoReturn:
-        raise NotImplementedError
-
-    def join(self, left: Tensor, right: Tensor) -> NoReturn:
-        raise NotImplementedError
-
-    def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> NoReturn:
-        raise NotImplementedError
-
-    def selective_scan(self, layer: int, scan: SelectiveScan, value: Tensor, *given: Any) -> NoReturn:
-        raise NotImplementedError
-
-    def state_space_dual(self, layer: int, dual: StateSpaceDual, value: Tensor, *given: Any) -> NoReturn:
-        raise NotImplementedError

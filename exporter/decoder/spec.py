@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from exporter.decoder.experts import ROUTER, SELECTION_BIAS, SHARED, SHARED_GATE, RoutingSpec, expert_prefix, is_expert
+from exporter.decoder.latent import LATENT, ROTARY_KEY, LatentSpec
 from exporter.decoder.recurrence import Recurrence, SharedBlock, StateSpec, recurrent_weights
 
 
@@ -17,6 +19,7 @@ class Activation(StrEnum):
     SILU = "silu"
     GELU = "gelu"
     GELU_TANH = "gelu_tanh"
+    QUICK_GELU = "quick_gelu"
     RELU = "relu"
 
 
@@ -54,6 +57,8 @@ class RotaryScaling:
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
     context: int = 0
+    truncate: bool = True
+    """Of YaRN: whether its band of channels begins and ends at whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ class AttentionSpec:
     """Grouped-query attention of one layer. `window` counts the positions that a token sees, itself included.
 
     `score_cap` replaces scores x by cap * tanh(x / cap). `distance_slopes` has a number per query head that is multiplied by
-    key position minus query position and added to the scores (ALiBi, arXiv 2108.12409).
+    key position minus query position and added to the scores (ALiBi, arXiv 2108.12409). `learned_sinks` is a stored vector [H] of
+    logits that share the softmax with the scores and have no value: a token may attend to nothing.
     """
 
     query_heads: int
@@ -113,6 +119,9 @@ class AttentionSpec:
     query_key_norm_span: NormSpan = NormSpan.HEAD
     score_cap: float | None = None
     distance_slopes: tuple[float, ...] | None = None
+    learned_sinks: bool = False
+    latent: LatentSpec | None = None
+    """A layer whose cached vectors, `head_dim` channels of one head, are keys and values at once."""
 
     @property
     def group(self) -> int:
@@ -131,6 +140,27 @@ class FeedForwardSpec:
 
 
 @dataclass(frozen=True)
+class ExpertsSpec:
+    """A feed-forward block of experts with equal shapes, each [D -> D]. `shared` is one that every token passes beside the chosen
+    ones; `shared_gate` scales it per token by the sigmoid of a product with a stored vector [1, D].
+
+    An expert is down(activation(min(gate(x), limit)) * (clip(up(x), limit) + up_offset)).
+    """
+
+    routing: RoutingSpec
+    expert: FeedForwardSpec
+    shared: FeedForwardSpec | None = None
+    shared_gate: bool = False
+    limit: float | None = None
+    up_offset: float = 0.0
+
+    @property
+    def hidden_size(self) -> int:
+        """Inner channels that one token passes."""
+        return self.routing.chosen * self.expert.hidden_size + (self.shared.hidden_size if self.shared else 0)
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One decoder layer. A norm stands before a block, after it, at both places or at neither.
 
@@ -144,7 +174,7 @@ class LayerSpec:
     attention_norm: NormSpec | None
     attention: AttentionSpec | None
     feed_forward_norm: NormSpec | None
-    feed_forward: FeedForwardSpec | None
+    feed_forward: FeedForwardSpec | ExpertsSpec | None
     attention_post_norm: NormSpec | None = None
     feed_forward_post_norm: NormSpec | None = None
     parallel: bool = False
@@ -220,14 +250,17 @@ POSITIONS = "positions"
 HEAD = "head"
 HEAD_BIAS = "head.bias"
 FINAL_NORM = "final_norm"
+SINKS = "sinks"
 
 
-SHARED_INPUTS = {
-    "attention.key": "attention.query",
-    "attention.value": "attention.query",
-    "feed_forward.up": "feed_forward.gate",
-}
-"""Matrices that read the same input as another one: they share its covariance, and a target may fuse their products."""
+SHARED_INPUTS = {"key": "query", "value": "query", "up": "gate", ROTARY_KEY: LATENT}
+"""Matrices that read the same input as another one of their block: they share its covariance, and a target may fuse their products."""
+
+
+def same_input(leader: str) -> tuple[str, ...]:
+    """Names of the matrices that read the input of this one, without it."""
+    block, _, last = leader.rpartition(".")
+    return tuple(f"{block}.{name}" for name, first in SHARED_INPUTS.items() if first == last)
 
 
 def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
@@ -244,6 +277,11 @@ def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
         *_feed_forward_weights(f"{prefix}.feed_forward", layer.feed_forward, hidden),
         *norm_weights(f"{prefix}.feed_forward_post_norm", layer.feed_forward_post_norm, hidden),
     )
+
+
+def sinks_name(layer: int) -> str:
+    """The weight that holds a layer's learned sinks."""
+    return f"layers.{layer}.attention.{SINKS}"
 
 
 def _layer_with_shared_weights(spec: DecoderSpec, index: int, shared: SharedBlock) -> tuple[WeightSpec, ...]:
@@ -323,6 +361,8 @@ def _attention_weights(prefix: str, attention: AttentionSpec | None, hidden: int
     if attention is None:
         return ()
     query, key_value = attention.query_heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    if attention.latent is not None:
+        return _latent_weights(prefix, attention, attention.latent, hidden)
     norm, bias = attention.query_key_norm, attention.query_key_value_bias
     whole = attention.query_key_norm_span is NormSpan.PROJECTION
     return (
@@ -331,19 +371,59 @@ def _attention_weights(prefix: str, attention: AttentionSpec | None, hidden: int
         *_matrix_weights(f"{prefix}.value", key_value, hidden, bias),
         *norm_weights(f"{prefix}.query_norm", norm, query if whole else attention.head_dim),
         *norm_weights(f"{prefix}.key_norm", norm, key_value if whole else attention.head_dim),
+        *(
+            (WeightSpec(f"{prefix}.{SINKS}", WeightKind.VECTOR, (attention.query_heads,)),)
+            if attention.learned_sinks
+            else ()
+        ),
         *_matrix_weights(f"{prefix}.output", hidden, query, attention.output_bias),
     )
 
 
-def _feed_forward_weights(prefix: str, block: FeedForwardSpec | None, hidden: int) -> tuple[WeightSpec, ...]:
+def _latent_weights(prefix: str, attention: AttentionSpec, latent: LatentSpec, hidden: int) -> tuple[WeightSpec, ...]:
+    gains = (WeightSpec(f"{prefix}.{name}", WeightKind.VECTOR, (size,)) for name, size in latent.gains())
+    matrices = (
+        _matrix_weights(f"{prefix}.{name}", rows, columns, bias)
+        for name, rows, columns, bias in latent.matrices(attention, hidden)
+    )
+    return (*gains, *(weight for pair in matrices for weight in pair))
+
+
+def _feed_forward_weights(
+    prefix: str, block: FeedForwardSpec | ExpertsSpec | None, hidden: int
+) -> tuple[WeightSpec, ...]:
     if block is None:
         return ()
+    if isinstance(block, ExpertsSpec):
+        return _experts_weights(prefix, block, hidden)
     gate = _matrix_weights(f"{prefix}.gate", block.hidden_size, hidden, block.bias) if block.gated else ()
     return (
         *gate,
         *_matrix_weights(f"{prefix}.up", block.hidden_size, hidden, block.bias),
         *_matrix_weights(f"{prefix}.down", hidden, block.hidden_size, block.bias),
     )
+
+
+def _experts_weights(prefix: str, block: ExpertsSpec, hidden: int) -> tuple[WeightSpec, ...]:
+    """The router decides between experts by small differences, and is small: it counts among the vectors, which keep their precision."""
+    routing, count = block.routing, block.routing.experts
+    weights = [WeightSpec(f"{prefix}.{ROUTER}", WeightKind.VECTOR, (count, hidden))]
+    if routing.bias:
+        weights.append(WeightSpec(f"{prefix}.{ROUTER}.bias", WeightKind.VECTOR, (count,)))
+    if routing.selection_bias:
+        weights.append(WeightSpec(f"{prefix}.{SELECTION_BIAS}", WeightKind.VECTOR, (count,)))
+    for expert in range(count):
+        weights += _feed_forward_weights(expert_prefix(prefix, expert), block.expert, hidden)
+    if block.shared is not None:
+        weights += _feed_forward_weights(f"{prefix}.{SHARED}", block.shared, hidden)
+    if block.shared_gate:
+        weights.append(WeightSpec(f"{prefix}.{SHARED_GATE}", WeightKind.VECTOR, (1, hidden)))
+    return tuple(weights)
+
+
+def is_routed_matrix(weight: WeightSpec) -> bool:
+    """Whether only some tokens meet this matrix: that of an expert."""
+    return weight.kind is WeightKind.MATRIX and is_expert(weight.name)
 
 
 def embedding_weights(spec: DecoderSpec) -> tuple[WeightSpec, ...]:

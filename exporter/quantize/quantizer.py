@@ -19,16 +19,18 @@ from exporter.decoder.sequence_ops import Hooks, ObserveAttention, SequenceOps
 from exporter.decoder.spec import (
     EMBEDDING,
     HEAD,
-    SHARED_INPUTS,
     DecoderSpec,
+    ExpertsSpec,
     WeightKind,
     WeightSpec,
     embedding_weights,
     head_name,
     head_weights,
     layer_weights,
+    same_input,
 )
 from exporter.decoder.weights import DecoderWeights, WeightStore, row_blocks
+from exporter.quantize.expert_rows import calibration_rows, filled_up
 from exporter.quantize.formats import RoundingMethod, WeightFormat, WeightSettings
 from exporter.quantize.gptq import GptqRounder
 from exporter.quantize.int4 import QuantizedMatrix, join_rows, quantize_nearest, split_rows
@@ -111,14 +113,19 @@ class _LayerwiseQuantizer:
         def quantize(leader: str, inputs: torch.Tensor) -> None:
             if leader in matrices:
                 return
-            prefix = leader.rsplit(".", 2)[0] + "."
-            shared = [prefix + name for name, other in SHARED_INPUTS.items() if prefix + other == leader]
-            rows = {name: shapes[name][0] for name in (leader, *shared)}
+            rows = {name: shapes[name][0] for name in (leader, *same_input(leader))}
             whole = self._quantize(rows, inputs, self.settings.matrix_format())
             matrices.update(zip(rows, split_rows(whole, list(rows.values())), strict=True))
 
-        ops = SequenceOps(self.weights, length, Hooks(linear_input=quantize, attention=self.observe))
-        return decode_layer(ops, self.spec, index, hidden, self.embedded)
+        def quantize_experts(prefix: str, block: ExpertsSpec, value: torch.Tensor, chosen: torch.Tensor) -> None:
+            plain = SequenceOps(self.weights, length)
+            for name, own, others in calibration_rows(prefix, block, value, chosen):
+                quantize(f"{name}.gate", filled_up(own, others))
+                inner = plain.expert_inner(torch.cat((own, others)), name, block)
+                quantize(f"{name}.down", filled_up(inner[: len(own)], inner[len(own) :]))
+
+        hooks = Hooks(quantize, self.observe, quantize_experts)
+        return decode_layer(SequenceOps(self.weights, length, hooks), self.spec, index, hidden, self.embedded)
 
     def _quantize_tables(self, normed: torch.Tensor) -> None:
         """`normed` is what the head reads: float32 [N * S, D]."""

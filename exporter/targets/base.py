@@ -82,14 +82,6 @@ class LowerOutcome:
     state_bytes_total: int = 0
 
 
-def recurrence_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
-    """Of a target without states beside its cache."""
-    if all(layer.recurrence is None for layer in spec.layers):
-        return []
-    reason = f"recurrent layers carry float32 states from call to call, which {runtime} is not given yet"
-    return [Refusal(reason, "a recipe for ONNX Runtime, such as onnx-cpu")]
-
-
 class Target(Protocol):
     """One runtime and backend."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from expert_cases import EXPERT_CASES
 from family_cases import CASES as LLAMA_SHAPED
 from gemma_cases import GEMMA_CASES
 from gpt_cases import GPT_CASES
 from phi_cases import PHI_CASES
-from recurrent_cases import RECURRENT_CASES, RECURRENT_FAMILIES
+from recurrent_cases import RECURRENT_CASES
 
-CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES | GPT_CASES | RECURRENT_CASES
+CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES | GPT_CASES | EXPERT_CASES | RECURRENT_CASES
 
 FULLEST = {
     "granite": "granite",
@@ -37,8 +38,11 @@ FULLEST = {
     "granitemoehybrid": "granitemoehybrid",
     "falcon_h1": "falcon_h1",
     "zamba2": "zamba2",
+    "deepseek_v2": "deepseek_v2",
+    "deepseek_v3": "deepseek_v3",
+    "gpt_oss": "gpt_oss",
+    "mixtral": "mixtral",
+    "qwen2_moe": "qwen2_moe",
+    "qwen3_moe": "qwen3_moe",
 }
 """The case of each family that has most of its switches on."""
-
-DENSE = {family: case for family, case in FULLEST.items() if family not in RECURRENT_FAMILIES}
-"""Those without recurrent layers, which every target carries or refuses for another reason."""

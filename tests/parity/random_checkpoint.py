@@ -55,10 +55,16 @@ def random_model(config: PreTrainedConfig, seed: int = 0, embedding: float = 1.0
             if parameter.dim() == 2:
                 inputs = parameter.shape[0 if name in transposed else 1]
                 parameter.normal_(0, embedding if "embed" in name else inputs**-0.5, generator=generator)
-            elif name.endswith("bias"):
+            elif ".experts." in name and parameter.dim() == 3:
+                inputs = parameter.shape[1 if config.model_type == "gpt_oss" else 2]
+                parameter.normal_(0, inputs**-0.5, generator=generator)
+            elif name.endswith(("bias", "sinks")):
                 parameter.normal_(0, 0.5, generator=generator)
             else:
                 parameter.uniform_(0.5, 1.5, generator=generator)
+        for name, vector in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                vector.uniform_(0, 0.5, generator=generator)
     return model
 
 

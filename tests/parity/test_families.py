@@ -49,6 +49,12 @@ WEIGHED = [
     "falcon-new-architecture",
     "mpt",
     *RECURRENT_FAMILIES,
+    "qwen3_moe",
+    "qwen2_moe",
+    "mixtral",
+    "gpt_oss",
+    "deepseek_v2",
+    "deepseek_v3",
 ]
 """Cases of the other families that have every weight of theirs."""
 
@@ -122,11 +128,11 @@ def test_gelu_and_its_approximation_are_told_apart(pair: Pair) -> None:
     indirect=True,
 )
 def test_every_weight_moves_the_logits(pair: Pair) -> None:
-    """Each weight in turn with its rows rotated by one: a weight read under another's name cannot go unnoticed."""
+    """Each weight in turn with its rows (or its one row) rotated by one: a weight read under another's name cannot go unnoticed."""
     spec, right = pair.checkpoint.spec, WeightsInMemory.read(pair.checkpoint)
     unnoticed = []
     for weight in decoder_weights(spec):
-        wrong = right.replace(weight.name, right.dense(weight.name).roll(1, 0))
+        wrong = right.replace(weight.name, right.dense(weight.name).roll(1, 0 if weight.shape[0] > 1 else -1))
         logits = decoder_logits(spec, wrong, pair.token_ids[:PREFILL], [PREFILL])
         if weight.name.endswith("attention.key.bias") and not rotary_settings(spec):
             continue  # adds one number to all scores of a query, which its softmax takes off again

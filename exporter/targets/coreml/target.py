@@ -10,16 +10,9 @@ from exporter.child import run_child
 from exporter.decoder.spec import DecoderSpec
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import Recipe
-from exporter.targets.base import (
-    TARGETS,
-    LowerOutcome,
-    LowerRequest,
-    Obtained,
-    Refusal,
-    TiedStorage,
-    recurrence_refusals,
-)
+from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.coreml.profile import Profile
+from exporter.targets.limits import expert_refusals, recurrence_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 NO_APPLE_RUNTIME = (
@@ -49,7 +42,10 @@ class CoreMlTarget:
         return self.profile.slot_multiple(recipe.cache.chunk)
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        found, cache = recurrence_refusals(spec, "a Core ML package"), recipe.kv_cache
+        found, cache = (
+            recurrence_refusals(spec, "a Core ML package") + expert_refusals(spec, "Core ML"),
+            recipe.kv_cache,
+        )
         if recipe.weights.scale_format is ScaleFormat.BF16:
             found.append(
                 Refusal(

@@ -32,6 +32,7 @@ ARM_FLAGS = {"path_neon.cpp": ("-march=armv8.2-a+dotprod",)}
 CORE = (
     "attention.cpp",
     "codec.cpp",
+    "experts.cpp",
     "linear.cpp",
     "path_avx2.cpp",
     "path_avx512.cpp",

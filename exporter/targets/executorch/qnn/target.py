@@ -11,16 +11,9 @@ from exporter.decoder.spec import DecoderSpec, rotary_settings
 from exporter.errors import ToolchainMissing
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSettings
 from exporter.recipe import Recipe
-from exporter.targets.base import (
-    TARGETS,
-    LowerOutcome,
-    LowerRequest,
-    Obtained,
-    Refusal,
-    TiedStorage,
-    recurrence_refusals,
-)
+from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.qnn import sdk
+from exporter.targets.limits import expert_refusals, recurrence_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 OTHER_TARGET = "a recipe for ONNX Runtime, such as onnx-cpu"
@@ -43,7 +36,8 @@ class QnnTarget:
         return 2 if recipe.kv_cache.bits == 4 else 1
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        return [*_recipe_refusals(recipe), *(recurrence_refusals(spec, "the HTP") or _spec_refusals(spec, recipe))]
+        found = recurrence_refusals(spec, "the HTP") or _spec_refusals(spec, recipe)
+        return [*_recipe_refusals(recipe), *found, *expert_refusals(spec, "the HTP")]
 
     def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
         return chosen

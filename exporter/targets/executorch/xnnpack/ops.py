@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 from exporter.decoder.eager_ops import activate, capped, normalize, rotate
-from exporter.decoder.ops import WithoutRecurrence
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
-from exporter.decoder.spec import SHARED_INPUTS, Activation, AttentionSpec, NormSpec, RotarySpec
+from exporter.decoder.spec import Activation, AttentionSpec, ExpertsSpec, NormSpec, RotarySpec, same_input
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
+from exporter.targets.executorch.xnnpack.experts import mixture
 from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
 from exporter.targets.executorch.xnnpack.weights import Constants, Product, looked_up
+from exporter.targets.limits import WithoutLatents, WithoutRecurrence
 
 
-class ExecutorchOps(WithoutRecurrence[torch.Tensor]):
+class ExecutorchOps(WithoutRecurrence, WithoutLatents):
     """Interprets one chunk: token ids int64 [S] from the absolute position int64 [1] on."""
 
     def __init__(
@@ -68,6 +69,12 @@ class ExecutorchOps(WithoutRecurrence[torch.Tensor]):
     def add(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return left + right
 
+    def experts(self, value: torch.Tensor, prefix: str, experts: ExpertsSpec) -> torch.Tensor:
+        return mixture(self.constants, self.weights, prefix, experts, value)
+
+    def token_gate(self, value: torch.Tensor, source: torch.Tensor, vector: str) -> torch.Tensor:
+        return value * (source * self._vector(vector)).sum(-1, keepdim=True).sigmoid()
+
     def logits(self, value: torch.Tensor, table: str, bias: str | None = None) -> torch.Tensor:
         """Only the last token meets the head: [1, V]."""
         offset = None if bias is None else lambda: self.weights.dense(bias)
@@ -90,8 +97,7 @@ class ExecutorchOps(WithoutRecurrence[torch.Tensor]):
 
     def _multiply(self, value: torch.Tensor, leader: str, bias: bool) -> None:
         """One product for a matrix and for those that will ask for the same input next."""
-        prefix, names = leader.rsplit(".", 2)[0], [leader]
-        names += [f"{prefix}.{other}" for other, first in SHARED_INPUTS.items() if f"{prefix}.{first}" == leader]
+        names = [leader, *same_input(leader)]
         parts = [self.weights.quantized(name) for name in names]
 
         def biases() -> torch.Tensor:
