@@ -46,7 +46,6 @@ class Source:
     transposed: bool = False
     factor: float = 1.0
     offset: float = 0.0
-    row_factors: tuple[tuple[int, float], ...] = ()
     members: int = 0
     """A tensor that holds this weight of so many experts, first axis; 0 for a tensor of its own."""
     member: int = 0
@@ -56,6 +55,7 @@ class Source:
     """In every run of so many rows of the weight, the number that each has in the tensor."""
     turned: bool = False
     """Whether the weight's rows, once taken, lie transposed."""
+    row_factors: tuple[tuple[int, float], ...] = ()
 
     @property
     def slab(self) -> slice:

@@ -98,9 +98,6 @@ class EagerOps:
     def split(self, value: torch.Tensor, sizes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
         return value.split(sizes, dim=-1)
 
-    def join(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return torch.cat((left, right), dim=-1)
-
     def causal_convolution(self, layer: int, convolution: CausalConvolution, value: torch.Tensor) -> torch.Tensor:
         rows, name = self.sequences(value), f"layers.{layer}.recurrence.convolution"
         bias = self.weights.dense(f"{name}.bias") if convolution.bias else None
@@ -147,6 +144,9 @@ class EagerOps:
         self.keep_state(layer, SCAN, state)
         skipped = self.weights.dense(f"{prefix}.skip").view(*heads, 1) * rows[0]
         return (scanned + skipped).flatten(2).flatten(0, 1)
+
+    def join(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.cat((left, right), dim=-1)
 
     def split_heads(self, value: torch.Tensor, heads: int) -> torch.Tensor:
         return value.unflatten(-1, (heads, -1))

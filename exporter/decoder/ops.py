@@ -7,7 +7,7 @@ in the oracle, a graph value in a target. Shapes are logical; layout is the inte
 
 from __future__ import annotations
 
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from exporter.decoder.recurrence import CausalConvolution, SelectiveScan, StateSpaceDual
 from exporter.decoder.spec import Activation, AttentionSpec, ExpertsSpec, NormSpec, RotarySpec
@@ -93,22 +93,3 @@ class Ops(Protocol[Tensor]):
 
     def soft_cap(self, value: Tensor, cap: float) -> Tensor:
         """cap * tanh(value / cap), elementwise."""
-
-
-class WithoutRecurrence(Generic[Tensor]):
-    """For interpreters of targets whose plan refuses recurrent layers, so that none of these is ever called."""
-
-    def split(self, value: Tensor, sizes: tuple[int, ...]) -> NoReturn:
-        raise NotImplementedError
-
-    def join(self, left: Tensor, right: Tensor) -> NoReturn:
-        raise NotImplementedError
-
-    def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> NoReturn:
-        raise NotImplementedError
-
-    def selective_scan(self, layer: int, scan: SelectiveScan, value: Tensor, *given: Any) -> NoReturn:
-        raise NotImplementedError
-
-    def state_space_dual(self, layer: int, dual: StateSpaceDual, value: Tensor, *given: Any) -> NoReturn:
-        raise NotImplementedError

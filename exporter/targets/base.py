@@ -84,17 +84,9 @@ class LowerOutcome:
     delegation: Delegation | None
     kv_bytes_total: int
     slots_per_layer: tuple[int, ...]
-    state_bytes_total: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
     requirements: dict[str, Any] = field(default_factory=dict)
-
-
-def recurrence_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
-    """Of a target without states beside its cache."""
-    if all(layer.recurrence is None for layer in spec.layers):
-        return []
-    reason = f"recurrent layers carry float32 states from call to call, which {runtime} is not given yet"
-    return [Refusal(reason, "a recipe for ONNX Runtime, such as onnx-cpu")]
+    state_bytes_total: int = 0
 
 
 class Target(Protocol):

@@ -33,6 +33,14 @@ def attention_refusals(spec: DecoderSpec) -> list[Refusal]:
     return [Refusal(f"the attention of this target has no place for {kind}", nearest) for kind in kinds if kinds[kind]]
 
 
+def recurrence_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
+    """Of a target without states beside its cache."""
+    if all(layer.recurrence is None for layer in spec.layers):
+        return []
+    reason = f"recurrent layers carry float32 states from call to call, which {runtime} is not given yet"
+    return [Refusal(reason, "a recipe for ONNX Runtime, such as onnx-cpu")]
+
+
 class WithoutExperts:
     """The part of an interpreter that the plan never lets a decoder reach."""
 
@@ -51,3 +59,22 @@ class WithoutLatents:
 
     def head_products(self, value: Any, prefix: str, name: str, passed: int, keep: bool) -> Any:
         raise PlanRefused(f"{prefix}: this target has no latent attention", OTHER_TARGETS)
+
+
+class WithoutRecurrence:
+    """The same for recurrent layers."""
+
+    def split(self, value: Any, sizes: tuple[int, ...]) -> Any:
+        raise PlanRefused("this target has no recurrent layers", OTHER_TARGETS)
+
+    def join(self, left: Any, right: Any) -> Any:
+        raise PlanRefused("this target has no recurrent layers", OTHER_TARGETS)
+
+    def causal_convolution(self, layer: int, convolution: Any, value: Any) -> Any:
+        raise PlanRefused("this target has no recurrent layers", OTHER_TARGETS)
+
+    def selective_scan(self, layer: int, scan: Any, value: Any, step: Any, entering: Any, leaving: Any) -> Any:
+        raise PlanRefused("this target has no recurrent layers", OTHER_TARGETS)
+
+    def state_space_dual(self, layer: int, dual: Any, value: Any, step: Any, entering: Any, leaving: Any) -> Any:
+        raise PlanRefused("this target has no recurrent layers", OTHER_TARGETS)

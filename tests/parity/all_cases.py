@@ -7,7 +7,7 @@ from family_cases import CASES as LLAMA_SHAPED
 from gemma_cases import GEMMA_CASES
 from gpt_cases import GPT_CASES
 from phi_cases import PHI_CASES
-from recurrent_cases import RECURRENT_CASES, RECURRENT_FAMILIES
+from recurrent_cases import RECURRENT_CASES
 
 CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES | GPT_CASES | EXPERT_CASES | RECURRENT_CASES
 
@@ -47,6 +47,3 @@ FULLEST = {
     "zamba2": "zamba2",
 }
 """The case of each family that has most of its switches on."""
-
-DENSE = {family: case for family, case in FULLEST.items() if family not in RECURRENT_FAMILIES}
-"""Those without recurrent layers, which every target carries or refuses for another reason."""

@@ -40,6 +40,8 @@ def decoder_spec(file: Config) -> DecoderSpec:
     named = config.named(NAMES)
     mixer = read_selective_scan(named, inner_channels(named), eps)
     period, offset = config.integer("attn_layer_period", 8), config.integer("attn_layer_offset", 4, least=0)
+    if offset >= period:
+        raise config.fault("attn_layer_offset", f"{offset} is not below attn_layer_period={period}")
     mixers = [None if index % period == offset else mixer for index in range(count)]
     return hybrid_decoder(config, "jamba", traits, mixers)
 

@@ -10,17 +10,9 @@ from exporter.child import run_child
 from exporter.decoder.spec import DecoderSpec
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import Recipe
-from exporter.targets.base import (
-    TARGETS,
-    LowerOutcome,
-    LowerRequest,
-    Obtained,
-    Refusal,
-    TiedStorage,
-    recurrence_refusals,
-)
+from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.coreml.profile import Profile
-from exporter.targets.limits import expert_refusals
+from exporter.targets.limits import expert_refusals, recurrence_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 NO_APPLE_RUNTIME = (

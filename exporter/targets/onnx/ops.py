@@ -129,9 +129,6 @@ class OnnxOps:
         parts = self.graph.nodes("Split", self._value(value), self.graph.integers(*sizes), count=len(sizes), axis=2)
         return tuple(Tensor(part) for part in parts)
 
-    def join(self, left: Tensor, right: Tensor) -> Tensor:
-        return Tensor(self.graph.node("Concat", self._value(left), self._value(right), axis=2))
-
     def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> Tensor:
         name = f"layers.{layer}.recurrence.convolution"
         weight = self.weights.dense(name).squeeze(1).numpy()
@@ -182,6 +179,9 @@ class OnnxOps:
         mask, middle = self._tiled_mask(ring, attention), self._middle_codes(attention)
         beside = self._learned_sinks(layer, attention) if attention.learned_sinks else None
         return Tensor(writer.attend(self._value(query), stored, mask, middle, beside))
+
+    def join(self, left: Tensor, right: Tensor) -> Tensor:
+        return Tensor(self.graph.node("Concat", self._value(left), self._value(right), axis=2))
 
     def merge_heads(self, value: Tensor) -> Tensor:
         return Tensor(self._value(value))

@@ -15,7 +15,6 @@ import math
 import torch
 
 from exporter.decoder.cache import LayerCache
-from exporter.decoder.ops import WithoutRecurrence
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec, rotary_settings
 from exporter.decoder.weights import DecoderWeights
 from exporter.errors import PlanRefused
@@ -30,10 +29,10 @@ from exporter.targets.executorch.qnn.boundary import (
     rotary_encoding,
 )
 from exporter.targets.executorch.qnn.graph import Constant, Encoding, HtpGraph, Kernel, Role, Storage, Value
-from exporter.targets.limits import WithoutExperts, WithoutLatents
+from exporter.targets.limits import WithoutExperts, WithoutLatents, WithoutRecurrence
 
 
-class QnnOps(WithoutExperts, WithoutLatents, WithoutRecurrence[Value]):
+class QnnOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
     """Builds one method's graph for chunks of `chunk` tokens."""
 
     def __init__(

@@ -11,17 +11,9 @@ from exporter.decoder.spec import DecoderSpec, rotary_settings
 from exporter.errors import ToolchainMissing
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSettings
 from exporter.recipe import Recipe
-from exporter.targets.base import (
-    TARGETS,
-    LowerOutcome,
-    LowerRequest,
-    Obtained,
-    Refusal,
-    TiedStorage,
-    recurrence_refusals,
-)
+from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.qnn import sdk
-from exporter.targets.limits import expert_refusals
+from exporter.targets.limits import expert_refusals, recurrence_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 OTHER_TARGET = "a recipe for ONNX Runtime, such as onnx-cpu"

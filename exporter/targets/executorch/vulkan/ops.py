@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from exporter.decoder.eager_ops import rotate
-from exporter.decoder.ops import WithoutRecurrence
 from exporter.decoder.rotary import cosine_sine
 from exporter.decoder.spec import Activation, AttentionSpec, RotarySpec
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
@@ -13,10 +12,10 @@ from exporter.targets.executorch.constants import Constants
 from exporter.targets.executorch.traced_ops import TracedOps
 from exporter.targets.executorch.vulkan.kv_state import Chunk, KvState, attend
 from exporter.targets.executorch.vulkan.weights import GroupedProduct, looked_up
-from exporter.targets.limits import WithoutExperts, WithoutLatents
+from exporter.targets.limits import WithoutExperts, WithoutLatents, WithoutRecurrence
 
 
-class VulkanOps(WithoutExperts, WithoutLatents, WithoutRecurrence[torch.Tensor], TracedOps):
+class VulkanOps(WithoutExperts, WithoutLatents, WithoutRecurrence, TracedOps):
     """Interprets one chunk of token ids int64 [S]."""
 
     def __init__(self, decoder: QuantizedDecoder, constants: Constants, state: KvState, chunk: Chunk) -> None:

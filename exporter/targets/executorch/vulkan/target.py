@@ -10,16 +10,8 @@ from exporter.child import run_child
 from exporter.decoder.spec import HEAD, DecoderSpec, WeightKind, decoder_weights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import Recipe
-from exporter.targets.base import (
-    TARGETS,
-    LowerOutcome,
-    LowerRequest,
-    Obtained,
-    Refusal,
-    TiedStorage,
-    recurrence_refusals,
-)
-from exporter.targets.limits import expert_refusals
+from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
+from exporter.targets.limits import expert_refusals, recurrence_refusals
 
 LOWER_TIME_LIMIT_S = 7200.0
 GROUP_MULTIPLE = 32

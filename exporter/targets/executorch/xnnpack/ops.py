@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from exporter.decoder.eager_ops import rotate
-from exporter.decoder.ops import WithoutRecurrence
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
 from exporter.decoder.spec import AttentionSpec, ExpertsSpec, RotarySpec
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
@@ -15,10 +14,10 @@ from exporter.targets.executorch.traced_ops import TracedOps
 from exporter.targets.executorch.xnnpack.experts import mixture
 from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
 from exporter.targets.executorch.xnnpack.weights import Product, looked_up
-from exporter.targets.limits import WithoutLatents
+from exporter.targets.limits import WithoutLatents, WithoutRecurrence
 
 
-class ExecutorchOps(WithoutLatents, WithoutRecurrence[torch.Tensor], TracedOps):
+class ExecutorchOps(WithoutLatents, WithoutRecurrence, TracedOps):
     """Interprets one chunk: token ids int64 [S] from the absolute position int64 [1] on."""
 
     def __init__(

@@ -10,17 +10,9 @@ from exporter.child import run_child
 from exporter.decoder.spec import Activation, DecoderSpec, ExpertsSpec, WeightKind, decoder_weights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import OperatorSet, Recipe
-from exporter.targets.base import (
-    TARGETS,
-    LowerOutcome,
-    LowerRequest,
-    Obtained,
-    Refusal,
-    TiedStorage,
-    recurrence_refusals,
-)
+from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.kernels import build
-from exporter.targets.limits import attention_refusals
+from exporter.targets.limits import attention_refusals, recurrence_refusals
 
 LOWER_TIME_LIMIT_S = 7200.0
 GROUP_MULTIPLE = 32
