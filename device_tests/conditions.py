@@ -20,6 +20,10 @@ for core in /sys/devices/system/cpu/cpu[0-9]*/cpufreq; do
   show governor "$core/scaling_governor"; show khz "$core/scaling_cur_freq"; show max_khz "$core/scaling_max_freq"
 done
 for zone in /sys/class/thermal/thermal_zone*; do show "celsius_milli" "$zone/temp"; done
+for supply in /sys/class/power_supply/*; do
+  [ -r "$supply/status" ] && read -r state < "$supply/status" && [ "$state" = Discharging ] || continue
+  show microamperes "$supply/current_now"; show microvolts "$supply/voltage_now"
+done
 if [ -x /system/bin/dumpsys ] || command -v dumpsys > /dev/null 2>&1; then
   dumpsys thermalservice 2>/dev/null | while read -r a b c _; do [ "$a $b" = "Thermal Status:" ] && echo "thermal_status $c"; done
   dumpsys battery 2>/dev/null | while read -r key number _; do
@@ -54,6 +58,8 @@ class Snapshot:
     thermal_status: int | None
     battery_percent: int | None
     battery_celsius: float | None
+    battery_watts: float | None = None
+    """What the whole device takes from its battery; None while it is charged, when the current says nothing."""
 
     @staticmethod
     def parse(text: str, at_s: float) -> Snapshot:
@@ -81,7 +87,13 @@ class Snapshot:
             first("thermal_status"),
             first("battery_percent"),
             None if battery is None else battery / 10,
+            _watts(first("microamperes"), first("microvolts")),
         )
+
+
+def _watts(microamperes: int | None, microvolts: int | None) -> float | None:
+    """Drivers disagree about the sign of a current, and say 0 where they cannot read it."""
+    return abs(microamperes) * microvolts / 1e12 if microamperes and microvolts else None
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,12 @@ class Conditions:
         hotter = any((later.thermal_status or 0) > (base.thermal_status or 0) for later in within)
         slower = any(max(later.max_khz, default=0) < max(base.max_khz, default=0) for later in within if later.max_khz)
         return hotter or slower
+
+    def mean_watts(self) -> float | None:
+        """Of the readings during the measurement; None where one of them could not be had."""
+        watts = [snapshot.battery_watts for snapshot in self.during]
+        known = [value for value in watts if value is not None]
+        return sum(known) / len(known) if known and len(known) == len(watts) else None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("slm-export")
     group.addoption("--slm-export", type=Path, default=None, metavar="FOLDER", help="output folder of an export")
     group.addoption("--slm-device", action="append", default=None, metavar="KIND", help="device; default: local")
-    group.addoption("--slm-runner", type=Path, default=None, metavar="FOLDER", help="folder of a C++ runner")
+    group.addoption("--slm-runner", action="append", default=[], metavar="FOLDER", help="folder of a C++ runner")
     group.addoption("--slm-repetitions", type=int, default=5, metavar="N", help="timed runs of each prompt")
 
 
@@ -50,7 +50,7 @@ def device_latency(request: pytest.FixtureRequest, exported_model: Path) -> Late
     from rich.console import Console
 
     runner, repetitions = (request.config.getoption(f"--slm-{name}") for name in ("runner", "repetitions"))
-    asked = BenchRequest(exported_model, (request.param,), repetitions=repetitions, runner=runner)
+    asked = BenchRequest(exported_model, (request.param,), repetitions=repetitions, runners=tuple(runner))
     try:
         section: dict[str, Any] = bench(asked, StageDisplay(Console(), quiet=True))[0]
     except ToolchainMissing as fault:

@@ -21,8 +21,7 @@ from exporter.progress import StageDisplay
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.report.html import write_html
 from exporter.report.latency import TokenCheck, latency_section
-from exporter.stages import VERIFICATION_FOLDER
-from exporter.targets.base import Obtained, Target, find_target
+from exporter.targets.base import VERIFICATION_FOLDER, Obtained, Target, find_target
 from exporter.verify.greedy import GreedyReference, clear_reference, near_ties_followed
 from exporter.verify.verification import EvaluationSet
 
@@ -43,7 +42,8 @@ class BenchRequest:
     generated_tokens: int = 64
     warm_up: int = 1
     repetitions: int = 5
-    runner: Path | None = None
+    runners: tuple[str, ...] = ()
+    """`FOLDER` for every device, or `DEVICE=FOLDER` for one or for a kind."""
     time_limit_s: float = 600.0
     accept_near_ties: bool = False
 
@@ -79,6 +79,10 @@ def ready_devices(request: BenchRequest, target: Target) -> list[tuple[Device, R
     """Every device with its runner. Raises PlanRefused, UsageError or ToolchainMissing naming all that is wrong, before any work."""
     named = [find_device(text) for text in dict.fromkeys(request.devices)]
     problems = {device.name: device.lacks() for _, device in named}
+    known = {name for device in problems for name in (device, device.partition(":")[0])}
+    for text in request.runners:
+        if "=" in text and text.partition("=")[0] not in known:
+            raise UsageError(f"--runner {text}: no --device {text.partition('=')[0]} is named", "write DEVICE=FOLDER")
     missing = [f"{name}: {problem}" for name, problem in problems.items() if problem]
     if missing:
         raise ToolchainMissing("; ".join(missing), "see: slm-export devices")
@@ -96,20 +100,31 @@ def list_devices() -> list[dict[str, Any]]:
     ]
 
 
+def chosen_runner(runners: Sequence[str], device: str) -> Path | None:
+    """The folder for a device: named for it, for its kind, or for all."""
+    kind, _, _ = device.partition(":")
+    named = {text.partition("=")[0]: text.partition("=")[2] for text in runners if "=" in text}
+    common = [text for text in runners if "=" not in text]
+    folder = named.get(device) or named.get(kind) or (common[-1] if common else None)
+    return None if folder is None else Path(folder)
+
+
 def _runner(request: BenchRequest, target: Target, kind: DeviceKind, device: Device) -> RunnerFiles:
-    if request.runner is None and not kind.needs_runner:
-        if target.obtained is not Obtained.MEASURED:
-            raise PlanRefused(
-                f"{target.runtime} on {device.name}: this machine can only simulate the artifact, and a simulator's time is no latency",
-                "measure on a device: slm-export devices",
-            )
-        return RunnerFiles((sys.executable, "-m", "device_tests.python_runner"), (), target.driver)
-    if request.runner is None:
+    folder = chosen_runner(request.runners, device.name)
+    if folder is not None:
+        return runner_files(folder, f"{target.runtime}_runner")
+    if kind.needs_runner:
         raise UsageError(
             f"--device {device.name} needs a runner",
             "build one (docs/guides/measure-latency.md) and pass --runner FOLDER",
         )
-    return runner_files(request.runner, f"{target.runtime}_runner")
+    if target.obtained is not Obtained.MEASURED:
+        what = "nothing here runs" if target.obtained is Obtained.GRAPH else "this machine can only simulate"
+        raise PlanRefused(
+            f"{target.runtime} on {device.name}: {what} the artifact, and another program's time is no latency",
+            "measure on a device: slm-export devices",
+        )
+    return RunnerFiles((sys.executable, "-m", "device_tests.python_runner"), (), target.driver)
 
 
 def runner_files(path: Path, name: str) -> RunnerFiles:

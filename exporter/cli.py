@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from exporter.cli_profile import profile_command
 from exporter.errors import ExitCode, SlmExportError, UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -30,7 +31,10 @@ DeviceOption = Annotated[
     list[str] | None,
     typer.Option("--device", "-d", help="Measure on KIND or KIND:NAME; see slm-export devices.", metavar="KIND"),
 ]
-RunnerOption = Annotated[Path | None, typer.Option(help="Folder of a C++ runner, for devices without Python.")]
+RunnerOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Folder of a C++ runner, for devices without Python; DEVICE=FOLDER for one.", metavar="FOLDER"),
+]
 TextOnlyOption = Annotated[
     bool, typer.Option("--text-only", help="Of a checkpoint with image or sound towers, take the text decoder.")
 ]
@@ -80,13 +84,17 @@ def main_command(
         )
     display = StageDisplay(console, quiet=as_json)
     several = len(recipes) > 1
-    if device and several:
-        raise UsageError("--device measures one export", "export first, then: slm-export bench FOLDER")
+    if device:
+        from exporter.bench import BenchRequest, bench, ready_devices
+        from exporter.targets.base import find_target
+
+        if several:
+            raise UsageError("--device measures one export", "export first, then: slm-export bench FOLDER")
+        measured = BenchRequest(request.output, tuple(device), runners=tuple(runner or ()))
+        ready_devices(measured, find_target(recipes[0].target.kind))  # before minutes of work
     report = export_several(request, recipes, display) if several else export(request, display)
     if device:
-        from exporter.bench import BenchRequest, bench
-
-        report["latency_devices"] = bench(BenchRequest(request.output, tuple(device), runner=runner), display)
+        report["latency_devices"] = bench(measured, display)
         report["latency"] = report["latency_devices"][0]
     if as_json:
         typer.echo(json.dumps(report))
@@ -128,7 +136,9 @@ def plan_command(
 
 @app.command("verify")
 def verify_command(
-    folder: Annotated[Path, typer.Argument(help="Output folder of an export, or any .mlpackage.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Output folder of an export, any .mlpackage, or a .pte with one in it.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Repeat every check of an export from its files alone; of a Core ML package, check blobs and run every function."""
@@ -136,12 +146,14 @@ def verify_command(
     from exporter.report.package_text import package_verification_lines
     from exporter.report.text import verification_lines
     from exporter.targets.coreml.interpreter.package import is_package
+    from exporter.targets.executorch.coreml.inside import holds_package, package_at
 
-    display, foreign = StageDisplay(Console(), quiet=as_json), is_package(folder)
+    display, foreign = StageDisplay(Console(), quiet=as_json), is_package(folder) or holds_package(folder)
     if foreign:
         from exporter.targets.coreml.verify import verify_package
 
-        result = verify_package(folder, display)
+        with package_at(folder) as package:
+            result = {**verify_package(package, display), "package": str(folder)}
     else:
         from exporter.pipeline import verify_export
 
@@ -155,14 +167,18 @@ def verify_command(
 
 @app.command("inspect")
 def inspect_command(
-    package: Annotated[Path, typer.Argument(help="A .mlpackage folder, from this program or any other.")],
+    package: Annotated[
+        Path, typer.Argument(help="A .mlpackage folder, from this program or any other, or a .pte with one in it.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in a Core ML package: functions, states, operators, blobs, and what is stored twice."""
     from exporter.report.package_text import package_lines
     from exporter.targets.coreml.inspect import inspect_package
+    from exporter.targets.executorch.coreml.inside import package_at
 
-    facts = inspect_package(package)
+    with package_at(package) as folder:
+        facts = {**inspect_package(folder), "package": str(package)}
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -220,7 +236,7 @@ def bench_command(
         generate,
         warm_up,
         repetitions,
-        runner,
+        tuple(runner or ()),
         time_limit,
         accept_near_ties,
     )
@@ -231,6 +247,9 @@ def bench_command(
     for section in sections:
         for line in latency_lines(section):
             typer.echo(line)
+
+
+app.command("profile")(profile_command)
 
 
 @app.command("compare")

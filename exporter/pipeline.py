@@ -18,12 +18,19 @@ from exporter.plan import cache_settings, plan_export
 from exporter.progress import StageDisplay, peak_rss_bytes
 from exporter.quantize.quantized_checkpoint import load_quantized
 from exporter.recipe import Recipe
-from exporter.report.build import build_report, export_section, parity_section, quality_section, write_report
+from exporter.report.build import (
+    artifact_obtained,
+    build_report,
+    export_section,
+    parity_section,
+    quality_section,
+    write_report,
+)
 from exporter.report.html import write_html
 from exporter.resources import example_folder
 from exporter.stage_cache import StageCache, cache_root, content_key
-from exporter.stages import VERIFICATION_FOLDER, Run, assemble, lower, quantize, reference, verify
-from exporter.targets.base import LowerOutcome, Target, find_target
+from exporter.stages import Run, assemble, lower, quantize, reference, verify
+from exporter.targets.base import VERIFICATION_FOLDER, LowerOutcome, Target, find_target
 from exporter.texts import read_texts
 from exporter.verify.audit import audit_lowering, audit_run
 from exporter.verify.gates import require
@@ -153,6 +160,7 @@ def _target_json(target: Target, recipe: Recipe, outcome: LowerOutcome) -> dict[
         "runtime": target.runtime,
         "backend": target.backend,
         "soc": recipe.target.soc,
+        "parity": artifact_obtained(target),
         "requirements": outcome.requirements,
     }
 

@@ -26,6 +26,9 @@ from exporter.quantize.formats import KvFormat, WeightSettings
 from exporter.recipe import SMALLEST_WINDOW, Recipe
 from exporter.targets.base import Obtained, Refusal, Target, TiedStorage, find_target
 
+STATE_COPIES = 2
+"""A step reads the states of the one before it and writes its own beside them."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,6 +44,7 @@ class Plan:
     kv_bytes_per_token: int
     kv_bytes_per_layer: tuple[int, ...]
     slots_per_layer: tuple[int, ...]
+    state_bytes_per_layer: tuple[int, ...]
     device_memory_bytes: int
     host_memory_bytes: int
     bytes_read_per_token: int
@@ -52,8 +56,14 @@ class Plan:
     def kv_bytes_total(self) -> int:
         return sum(self.kv_bytes_per_layer)
 
+    @property
+    def state_bytes_total(self) -> int:
+        """What recurrent layers carry from token to token, whatever the context."""
+        return sum(self.state_bytes_per_layer)
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "kv_bytes_total": self.kv_bytes_total, "obtained": Obtained.ESTIMATED}
+        totals = {"kv_bytes_total": self.kv_bytes_total, "state_bytes_total": self.state_bytes_total}
+        return {**asdict(self), **totals, "obtained": Obtained.ESTIMATED}
 
 
 def weight_settings(recipe: Recipe) -> WeightSettings:
@@ -161,9 +171,10 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
     matrices, tables = _weight_bytes(spec, settings)
     vectors = 4 * sum(weight.count for weight in decoder_weights(spec) if weight.kind is WeightKind.VECTOR)
     per_layer = tuple(layer.slots * _token_bytes(spec, index, kv_format) for index, layer in enumerate(layout))
+    states = tuple(sum(state.bytes for state in layer.states) for layer in spec.layers)
     head_bytes = tables[head_name(spec)]
     stored = matrices + vectors + sum(tables.values()) + (0 if tied.stored_once else tied.extra_bytes)
-    read = matrices + vectors + head_bytes + sum(per_layer) - _unread_bytes(spec, settings)
+    read = matrices + vectors + head_bytes + sum(per_layer) + sum(states) - _unread_bytes(spec, settings)
     return Plan(
         spec.family,
         parameter_count(spec),
@@ -175,7 +186,8 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
         sum(_token_bytes(spec, index, kv_format) for index in range(len(spec.layers))),
         per_layer,
         tuple(layer.slots for layer in layout),
-        stored + sum(per_layer) + _activation_bytes(spec, recipe),
+        states,
+        stored + sum(per_layer) + STATE_COPIES * sum(states) + _activation_bytes(spec, recipe),
         _host_memory(spec, recipe),
         read,
         read / (recipe.device.memory_bandwidth_gb_s * 1e9) * 1e3,
@@ -208,13 +220,17 @@ def _unread_bytes(spec: DecoderSpec, settings: WeightSettings) -> int:
 
 def _token_bytes(spec: DecoderSpec, layer: int, kv_format: KvFormat) -> int:
     attention = spec.layers[layer].attention
+    if attention is None:
+        return 0
     sides = 1 if attention.latent else 2
     return sides * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
 
 
 def _activation_bytes(spec: DecoderSpec, recipe: Recipe) -> int:
-    """Largest set of live activations of a prefill chunk: hidden states, one feed-forward, and logits, 16 bit each."""
-    widest = max(layer.feed_forward.hidden_size for layer in spec.layers)
+    """Largest set of live activations of a prefill chunk: hidden states, one block, and logits, 16 bit each."""
+    blocks = [layer.feed_forward.hidden_size for layer in spec.layers if layer.feed_forward is not None]
+    blocks += [layer.recurrence.input_size for layer in spec.layers if layer.recurrence is not None]
+    widest = max(blocks, default=0)
     return 2 * cache_settings(spec, recipe).chunk * (3 * spec.hidden_size + 3 * widest + spec.vocab_size)
 
 

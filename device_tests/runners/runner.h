@@ -33,6 +33,15 @@ class Engine {
   virtual int64_t kv_bytes() = 0;  // of a full context
 };
 
+// A prompt in chunks of at most so many tokens; `step(first, count)` returns the token after them, and the last one counts.
+template <class Step>
+int64_t in_chunks(const std::vector<int64_t>& token_ids, int64_t longest, Step step) {
+  int64_t next = 0;
+  const auto all = static_cast<int64_t>(token_ids.size());
+  for (int64_t done = 0; done < all; done += longest) next = step(token_ids.data() + done, std::min(longest, all - done));
+  return next;
+}
+
 inline int64_t now_ns() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);

@@ -43,7 +43,7 @@ class Checkpoint:
         source = self.source(name)
         stored = source.stored_rows(rows, self.tensors.shape(source.tensor)[0])
         if stored is not None:
-            return source.scaled(self._read(source.tensor, stored))
+            return source.scaled(self._read(source.tensor, stored), rows)
         if name not in self._unpacked:
             self._unpacked.clear()
             self._unpacked[name] = source.scaled(source.unpack(self._read(source.tensor, source.slab)))

@@ -36,7 +36,10 @@ def fused(*counts: int) -> tuple[Rows, ...]:
 @dataclass(frozen=True)
 class Source:
     """A weight as a tensor of the files: value = part * factor + offset. `{}` in the name stands for the number of the layer; a second
-    one for that of the expert."""
+    one for that of the expert.
+
+    `row_factors` holds further factors for so many rows each, one after another: a fused weight whose parts are scaled apart.
+    """
 
     tensor: str
     rows: Rows | None = None
@@ -52,6 +55,7 @@ class Source:
     """In every run of so many rows of the weight, the number that each has in the tensor."""
     turned: bool = False
     """Whether the weight's rows, once taken, lie transposed."""
+    row_factors: tuple[tuple[int, float], ...] = ()
 
     @property
     def slab(self) -> slice:
@@ -96,10 +100,13 @@ class Source:
             tensor = tensor.unflatten(0, (-1, len(self.order)))[:, list(self.order)].flatten(0, 1)
         return (tensor.T if self.turned else tensor).contiguous()
 
-    def scaled(self, part: torch.Tensor) -> torch.Tensor:
-        """Factor and offset applied."""
+    def scaled(self, part: torch.Tensor, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """Factors and offset applied to these rows of the weight."""
         if self.factor != 1.0:
             part = part * self.factor
+        if self.row_factors:
+            factors = [factor for count, factor in self.row_factors for _ in range(count)]
+            part = part * part.new_tensor(factors)[rows].view(-1, *[1] * (part.dim() - 1))
         return part + self.offset if self.offset else part
 
 
@@ -123,7 +130,8 @@ class WeightMap:
 
     def source(self, name: str) -> Source:
         """Where a weight lies, by its canonical name with the layer's number."""
-        if not name.startswith(LAYERS):
+        own = name.removesuffix(BIAS) in self.sources or name in self.sources
+        if own or not name.startswith(LAYERS):  # one layer may be an exception
             return self._find(name)
         _, index, rest = name.split(".", 2)
         numbered = NUMBERED.match(rest)

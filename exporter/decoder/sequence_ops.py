@@ -50,6 +50,9 @@ class SequenceOps(EagerOps):
     def positions(self, table: str) -> torch.Tensor:
         return self.weights.dense(table)[: self.length].repeat(self._sequences, 1)
 
+    def sequences(self, value: torch.Tensor) -> torch.Tensor:
+        return value.unflatten(0, (-1, self.length))
+
     def linear(self, value: torch.Tensor, matrix: str, bias: bool) -> torch.Tensor:
         if self.hooks.linear_input is not None:
             self.hooks.linear_input(matrix, value)

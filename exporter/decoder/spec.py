@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from exporter.decoder.experts import ROUTER, SELECTION_BIAS, SHARED, SHARED_GATE, RoutingSpec, expert_prefix, is_expert
 from exporter.decoder.latent import LATENT, ROTARY_KEY, LatentSpec
+from exporter.decoder.recurrence import Recurrence, SharedBlock, StateSpec, recurrent_weights
 
 
 class Activation(StrEnum):
@@ -81,11 +82,13 @@ class NormKind(StrEnum):
 
 @dataclass(frozen=True)
 class NormSpec:
-    """Normalization over the last axis, times a stored gain; `bias` adds a stored vector after it."""
+    """Normalization over the last axis, times a stored gain; `bias` adds a stored vector after it. With `groups`, the axis is cut into
+    so many equal parts, each normalized by itself."""
 
     eps: float
     kind: NormKind = NormKind.RMS
     bias: bool = False
+    groups: int = 1
 
 
 class NormSpan(StrEnum):
@@ -161,17 +164,34 @@ class ExpertsSpec:
 class LayerSpec:
     """One decoder layer. A norm stands before a block, after it, at both places or at neither.
 
+    What mixes tokens is the attention, the recurrence, or the sum of both, which then read the same. A layer may be without a
+    feed-forward block.
+
     The feed-forward block follows the attention, or stands beside it (`parallel`) and reads the layer's own input; a parallel
     block without a norm of its own reads what the attention reads.
     """
 
     attention_norm: NormSpec | None
-    attention: AttentionSpec
+    attention: AttentionSpec | None
     feed_forward_norm: NormSpec | None
-    feed_forward: FeedForwardSpec | ExpertsSpec
+    feed_forward: FeedForwardSpec | ExpertsSpec | None
     attention_post_norm: NormSpec | None = None
     feed_forward_post_norm: NormSpec | None = None
     parallel: bool = False
+    recurrence: Recurrence | None = None
+    shared: SharedBlock | None = None
+    """With it, attention and feed-forward are that block's, and stand before the recurrence."""
+
+    @property
+    def heads(self) -> AttentionSpec:
+        """The attention of a layer that is known to have one."""
+        assert self.attention is not None
+        return self.attention
+
+    @property
+    def states(self) -> tuple[StateSpec, ...]:
+        """What the layer carries from token to token beside its cache."""
+        return () if self.recurrence is None else self.recurrence.states
 
 
 @dataclass(frozen=True)
@@ -193,6 +213,11 @@ class DecoderSpec:
     learned_positions: int = 0
     head_bias: bool = False
     logits_cap: float | None = None
+
+    @property
+    def attentions(self) -> tuple[AttentionSpec, ...]:
+        """Of the layers that have one."""
+        return tuple(layer.attention for layer in self.layers if layer.attention is not None)
 
 
 class WeightKind(StrEnum):
@@ -241,9 +266,12 @@ def same_input(leader: str) -> tuple[str, ...]:
 def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
     """Every weight of layer `index`, in the order in which the forward pass uses them."""
     layer, prefix, hidden = spec.layers[index], f"layers.{index}", spec.hidden_size
+    if layer.shared is not None:
+        return _layer_with_shared_weights(spec, index, layer.shared)
     return (
         *norm_weights(f"{prefix}.attention_norm", layer.attention_norm, hidden),
         *_attention_weights(f"{prefix}.attention", layer.attention, hidden),
+        *_recurrence_weights(f"{prefix}.recurrence", layer.recurrence, hidden),
         *norm_weights(f"{prefix}.attention_post_norm", layer.attention_post_norm, hidden),
         *norm_weights(f"{prefix}.feed_forward_norm", layer.feed_forward_norm, hidden),
         *_feed_forward_weights(f"{prefix}.feed_forward", layer.feed_forward, hidden),
@@ -254,6 +282,58 @@ def layer_weights(spec: DecoderSpec, index: int) -> tuple[WeightSpec, ...]:
 def sinks_name(layer: int) -> str:
     """The weight that holds a layer's learned sinks."""
     return f"layers.{layer}.attention.{SINKS}"
+
+
+def _layer_with_shared_weights(spec: DecoderSpec, index: int, shared: SharedBlock) -> tuple[WeightSpec, ...]:
+    """The first layer with a shared block lists its weights."""
+    layer, prefix, hidden = spec.layers[index], f"layers.{index}", spec.hidden_size
+    numbers = [other.shared.number for other in spec.layers[:index] if other.shared is not None]
+    return (
+        *(() if shared.number in numbers else shared_weights(layer, shared, hidden)),
+        *adapter_weights(f"{prefix}.adapter", layer, shared, hidden),
+        WeightSpec(f"{prefix}.shared_output", WeightKind.MATRIX, (hidden, hidden)),
+        *norm_weights(f"{prefix}.attention_norm", layer.attention_norm, hidden),
+        *_recurrence_weights(f"{prefix}.recurrence", layer.recurrence, hidden),
+    )
+
+
+def shared_weights(layer: LayerSpec, shared: SharedBlock, hidden: int) -> tuple[WeightSpec, ...]:
+    """What layers share: `shared.NUMBER.` and the usual names."""
+    name, attention = f"shared.{shared.number}", layer.heads
+    width, norm = attention.query_heads * attention.head_dim, NormSpec(shared.norm_eps)
+    sides = {
+        "query": width,
+        "key": attention.kv_heads * attention.head_dim,
+        "value": attention.kv_heads * attention.head_dim,
+    }
+    return (
+        *norm_weights(f"{name}.attention_norm", norm, 2 * hidden),
+        *(
+            WeightSpec(f"{name}.attention.{side}", WeightKind.MATRIX, (rows, 2 * hidden))
+            for side, rows in sides.items()
+        ),
+        WeightSpec(f"{name}.attention.output", WeightKind.MATRIX, (hidden, width)),
+        *norm_weights(f"{name}.feed_forward_norm", norm, hidden),
+        *_feed_forward_weights(f"{name}.feed_forward", layer.feed_forward, hidden),
+    )
+
+
+def adapter_weights(prefix: str, layer: LayerSpec, shared: SharedBlock, hidden: int) -> tuple[WeightSpec, ...]:
+    """What a layer adds to the projections of its shared block: for each a matrix down to the rank and one up from it."""
+    assert layer.feed_forward is not None
+    attention, inner = layer.heads, layer.feed_forward.hidden_size
+    shapes = {"inner": (2 * inner, hidden)}
+    if shared.attention_adapters:
+        width = attention.query_heads * attention.head_dim
+        shapes = {side: (width, 2 * hidden) for side in ("query", "key", "value")} | shapes
+    return tuple(
+        weight
+        for name, (rows, columns) in shapes.items()
+        for weight in (
+            WeightSpec(f"{prefix}.{name}_down", WeightKind.MATRIX, (shared.adapter_rank, columns)),
+            WeightSpec(f"{prefix}.{name}_up", WeightKind.MATRIX, (rows, shared.adapter_rank)),
+        )
+    )
 
 
 def norm_weights(name: str, norm: NormSpec | None, size: int) -> tuple[WeightSpec, ...]:
@@ -269,7 +349,17 @@ def _matrix_weights(name: str, rows: int, columns: int, bias: bool) -> tuple[Wei
     return (matrix, WeightSpec(f"{name}.bias", WeightKind.VECTOR, (rows,))) if bias else (matrix,)
 
 
-def _attention_weights(prefix: str, attention: AttentionSpec, hidden: int) -> tuple[WeightSpec, ...]:
+def _recurrence_weights(prefix: str, recurrence: Recurrence | None, hidden: int) -> tuple[WeightSpec, ...]:
+    if recurrence is None:
+        return ()
+    kinds = {True: WeightKind.MATRIX, False: WeightKind.VECTOR}
+    weights = recurrent_weights(recurrence, hidden)
+    return tuple(WeightSpec(f"{prefix}.{weight.name}", kinds[weight.matrix], weight.shape) for weight in weights)
+
+
+def _attention_weights(prefix: str, attention: AttentionSpec | None, hidden: int) -> tuple[WeightSpec, ...]:
+    if attention is None:
+        return ()
     query, key_value = attention.query_heads * attention.head_dim, attention.kv_heads * attention.head_dim
     if attention.latent is not None:
         return _latent_weights(prefix, attention, attention.latent, hidden)
@@ -299,7 +389,11 @@ def _latent_weights(prefix: str, attention: AttentionSpec, latent: LatentSpec, h
     return (*gains, *(weight for pair in matrices for weight in pair))
 
 
-def _feed_forward_weights(prefix: str, block: FeedForwardSpec | ExpertsSpec, hidden: int) -> tuple[WeightSpec, ...]:
+def _feed_forward_weights(
+    prefix: str, block: FeedForwardSpec | ExpertsSpec | None, hidden: int
+) -> tuple[WeightSpec, ...]:
+    if block is None:
+        return ()
     if isinstance(block, ExpertsSpec):
         return _experts_weights(prefix, block, hidden)
     gate = _matrix_weights(f"{prefix}.gate", block.hidden_size, hidden, block.bias) if block.gated else ()
@@ -368,7 +462,7 @@ def parameter_count(spec: DecoderSpec) -> int:
 
 def rotary_settings(spec: DecoderSpec) -> tuple[RotarySpec, ...]:
     """The different rotary settings of the layers, in the order of their first use."""
-    return tuple(dict.fromkeys(layer.attention.rotary for layer in spec.layers if layer.attention.rotary is not None))
+    return tuple(dict.fromkeys(attention.rotary for attention in spec.attentions if attention.rotary is not None))
 
 
 def for_context(spec: DecoderSpec, context: int) -> DecoderSpec:
@@ -379,10 +473,11 @@ def for_context(spec: DecoderSpec, context: int) -> DecoderSpec:
     """
 
     def settled(layer: LayerSpec) -> LayerSpec:
-        rotary = layer.attention.rotary
-        if rotary is None or rotary.scaling is None or not rotary.scaling.kind.depends_on_context:
+        attention = layer.attention
+        rotary = None if attention is None else attention.rotary
+        if attention is None or rotary is None or rotary.scaling is None or not rotary.scaling.kind.depends_on_context:
             return layer
         rotary = replace(rotary, scaling=replace(rotary.scaling, context=context))
-        return replace(layer, attention=replace(layer.attention, rotary=rotary))
+        return replace(layer, attention=replace(attention, rotary=rotary))
 
     return replace(spec, layers=tuple(settled(layer) for layer in spec.layers))

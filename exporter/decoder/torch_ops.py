@@ -11,6 +11,7 @@ import torch
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.eager_ops import EagerOps, capped, rotate, softmax_beside
 from exporter.decoder.rotary import cosine_sine
+from exporter.decoder.scan import dual_steps
 from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec, sinks_name
 from exporter.decoder.weights import WeightStore
 from exporter.quantize.formats import KvFormat, KvScaling
@@ -51,6 +52,19 @@ class TorchLayerCache:
         """Sums of prepared values [..., K, G, Hd] as sums of the values themselves."""
         return (self.value or self.key).restore(mixed)
 
+    def stored(self) -> dict[str, np.ndarray]:
+        """Whatever is held, float32 by name: `keys` and `values` [slots, K, n]; where the codec has them also `keys.scale`, `keys.zero`
+        and their like [slots, K, 1]."""
+        sides = {"keys": self._keys, "values": self._values}
+        parts = {
+            name: part
+            for side, rows in sides.items()
+            if rows is not None
+            for name, part in ((side, rows.codes), (f"{side}.scale", rows.scale), (f"{side}.zero", rows.zero))
+            if part is not None
+        }
+        return {name: (part if part.dim() == 3 else part[..., None]).float().numpy() for name, part in parts.items()}
+
     def stored_bytes(self) -> int:
         """Bytes that the cache really allocates."""
         parts = [part for rows in (self._keys, self._values) if rows for part in (rows.codes, rows.scale, rows.zero)]
@@ -58,7 +72,9 @@ class TorchLayerCache:
 
 
 class TorchOps(EagerOps):
-    """Interprets the decoder chunk by chunk, through the cache."""
+    """Interprets the decoder chunk by chunk, through the cache, and recurrences token by token."""
+
+    dual = staticmethod(dual_steps)
 
     def __init__(
         self,
@@ -72,21 +88,40 @@ class TorchOps(EagerOps):
         self.spec, self.layout = spec, layout
         self.kv_format, self.kv_constants = kv_format, kv_constants
         self._chunk = (0, 0)
-        self.caches: list[TorchLayerCache] = []
+        self.caches: dict[int, TorchLayerCache] = {}
+        self.states: dict[tuple[int, str], torch.Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every cached token."""
-        self.caches = []
+        """Forgets every token."""
+        self._chunk = (0, 0)
+        self.caches, self.states = {}, {}
         for index, layer in enumerate(self.spec.layers):
+            if layer.attention is None:
+                continue
             identity = ChannelConstants.identity(layer.attention.kv_heads, layer.attention.head_dim)
             constants = self.kv_constants[index] if self.kv_constants else LayerKvConstants(identity, identity)
             key, value = KvCodec(self.kv_format, constants.key), KvCodec(self.kv_format, constants.value)
-            self.caches.append(TorchLayerCache(self.layout[index], key, None if layer.attention.latent else value))
+            self.caches[index] = TorchLayerCache(self.layout[index], key, None if layer.attention.latent else value)
+
+    def stored_cache(self) -> dict[str, np.ndarray]:
+        """`TorchLayerCache.stored` of every layer, as `layers.I.NAME`."""
+        return {
+            f"layers.{index}.{name}": part
+            for index, cache in self.caches.items()
+            for name, part in cache.stored().items()
+        }
 
     def embedding(self, token_ids: torch.Tensor, table: str) -> torch.Tensor:
-        self._chunk = (self.caches[0].length, token_ids.shape[0])
+        self._chunk = (sum(self._chunk), token_ids.shape[0])
         return super().embedding(token_ids, table)
+
+    def take_state(self, layer: int, name: str, shape: tuple[int, ...], count: int) -> torch.Tensor:
+        held = self.states.get((layer, name))
+        return super().take_state(layer, name, shape, count) if held is None else held
+
+    def keep_state(self, layer: int, name: str, state: torch.Tensor) -> None:
+        self.states[layer, name] = state
 
     def positions(self, table: str) -> torch.Tensor:
         start, length = self._chunk

@@ -67,14 +67,12 @@ class KvCalibrator:
         self.spec = spec
 
         def statistics() -> list[ChannelStatistics]:
-            return [
-                ChannelStatistics.empty(layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers
-            ]
+            return [ChannelStatistics.empty(*_heads(spec, index)) for index in range(len(spec.layers))]
 
         self.queries, self.keys, self.values = statistics(), statistics(), statistics()
 
     def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        attention = self.spec.layers[layer].attention
+        attention = self.spec.layers[layer].heads
         self.queries[layer].add(query.unflatten(1, (attention.kv_heads, attention.group)).transpose(1, 2).flatten(0, 1))
         self.keys[layer].add(key)
         self.values[layer].add(value)
@@ -112,6 +110,8 @@ class KvCalibrator:
         """Keys are centered where a number added to all scores changes nothing, values where probabilities sum to one."""
         queries, keys, values = self.queries[index], self.keys[index], self.values[index]
         attention = self.spec.layers[index].attention
+        if attention is None:
+            return LayerKvConstants(ChannelConstants.identity(0, 0), ChannelConstants.identity(0, 0))
         centered = attention.score_cap is None and not attention.learned_sinks
         if kv_format.scaling is KvScaling.STATIC:
             per_channel = kv_format.per_channel
@@ -132,6 +132,12 @@ class KvCalibrator:
             )
         shape = keys.low.shape
         return LayerKvConstants(ChannelConstants.identity(*shape), ChannelConstants.identity(*shape))
+
+
+def _heads(spec: DecoderSpec, layer: int) -> tuple[int, int]:
+    """Key/value heads and channels of a head; none of a layer without attention."""
+    attention = spec.layers[layer].attention
+    return (0, 0) if attention is None else (attention.kv_heads, attention.head_dim)
 
 
 def _static(statistics: ChannelStatistics, bits: int, per_channel: bool, centered: bool = True) -> ChannelConstants:

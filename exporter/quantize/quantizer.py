@@ -79,17 +79,19 @@ class _Stack:
 
 
 class _LayerwiseQuantizer:
-    """Keeps the hidden states of all calibration windows and what is quantized already."""
+    """Keeps the hidden states of all calibration windows and what is quantized already; and the embeddings, if layers read them."""
 
     def __init__(
         self, spec: DecoderSpec, source: WeightStore, settings: WeightSettings, observe: ObserveAttention | None
     ) -> None:
         self.spec, self.source, self.settings, self.observe = spec, source, settings, observe
         self.weights = DecoderWeights({}, {}, kept_bytes=0)
+        self.embedded = torch.empty(0)
 
     def run(self, windows: Sequence[Sequence[int]], report: Report) -> DecoderWeights:
         length = len(windows[0])
         hidden = decode_embedding(SequenceOps(self.source, length), self.spec, torch.tensor(windows).flatten())
+        self.embedded = hidden if any(layer.shared is not None for layer in self.spec.layers) else hidden[:0]
         self._keep_vectors(embedding_weights(self.spec))
         for index in range(len(self.spec.layers)):
             hidden = self._quantize_layer(index, hidden, length)
@@ -123,7 +125,7 @@ class _LayerwiseQuantizer:
                 quantize(f"{name}.down", filled_up(inner[: len(own)], inner[len(own) :]))
 
         hooks = Hooks(quantize, self.observe, quantize_experts)
-        return decode_layer(SequenceOps(self.weights, length, hooks), self.spec, index, hidden)
+        return decode_layer(SequenceOps(self.weights, length, hooks), self.spec, index, hidden, self.embedded)
 
     def _quantize_tables(self, normed: torch.Tensor) -> None:
         """`normed` is what the head reads: float32 [N * S, D]."""

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from exporter.report.charts import Bar, Line, bar_chart, histogram, line_chart
 from exporter.report.latency import Latency, shown_latency, why_not_shown
 from exporter.report.text import cache_type, size_text
+from exporter.targets.base import Obtained
 
 REPORT_PAGE = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -90,12 +91,15 @@ def _sizes(report: dict[str, Any]) -> list[Row]:
 
 def _parity(report: dict[str, Any]) -> list[Row]:
     parity = report["parity"]
-    obtained = parity["obtained"]
+    obtained, graph = parity["obtained"], parity.get("graph")
+    found = graph or parity
+    kind = Obtained.GRAPH if graph else obtained
     rows = [
-        Row("same best token", f"{100 * parity['top1_agreement']:.2f} % of {parity['tokens']}", obtained),
-        Row("of the others, near-ties", f"{parity['near_ties']} of {parity['disagreements']}", obtained),
-        Row("mean KL divergence", f"{parity['mean_kl']:.2e} nats", obtained),
-        Row("largest difference of a logit", f"{parity['max_abs_error']:.3g}", obtained),
+        *([Row("parity of the artifact", obtained)] if graph else []),
+        Row("same best token", f"{100 * found['top1_agreement']:.2f} % of {found['tokens']}", kind),
+        Row("of the others, near-ties", f"{found['near_ties']} of {found['disagreements']}", kind),
+        Row("mean KL divergence", f"{found['mean_kl']:.2e} nats", kind),
+        Row("largest difference of a logit", f"{found['max_abs_error']:.3g}", kind),
     ]
     for gate in parity["gates"]:
         limit = "off" if gate["limit"] is None else f"limit {gate['limit']:g}"
@@ -107,7 +111,8 @@ def _parity(report: dict[str, Any]) -> list[Row]:
 
 def _perplexity(report: dict[str, Any]) -> str:
     quality = report["quality"]
-    phases = (("full precision", "full_precision"), ("quantized", "quantized"), ("artifact", "artifact"))
+    last = ("traced graph", "graph") if quality["perplexity_artifact"] is None else ("artifact", "artifact")
+    phases = (("full precision", "full_precision"), ("quantized", "quantized"), last)
     values = [(name, quality[f"perplexity_{key}"]) for name, key in phases]
     return bar_chart([Bar(name, value, f"{value:.3f}") for name, value in values], "Perplexity in three phases")
 
@@ -151,10 +156,17 @@ def _rows(latency: Latency) -> list[Row]:
             f"{obtained} bandwidth, estimated bytes"),
         Row("median over floor", f"{floor['decode_over_floor']:.1f} times"),
         Row("bandwidth of memory", f"{floor['memory_read_gb_s']:.1f} GB/s", obtained),
+        Row("energy per token", _energy(section["energy"]), obtained if section["energy"]["device_watts"] else ""),
         Row("load", f"{section['load_ms']:.0f} ms", obtained),
         Row("peak memory", size_text(section["peak_rss_bytes"]), obtained),
         Row("cache", size_text(section["kv_bytes"]), obtained),
     ]  # fmt: skip
+
+
+def _energy(energy: dict[str, Any]) -> str:
+    if energy["device_watts"] is None:
+        return "not readable"
+    return f"{energy['joules_per_token']:.4f} J, at {energy['device_watts']:.2f} W from the battery"
 
 
 def _prompts(latency: Latency) -> list[list[str]]:
@@ -204,7 +216,7 @@ def _conditions(section: dict[str, Any]) -> list[Row]:
     machine = [
         identity[key] for key in ("model", "soc", "system", "processor", "architecture", "kernel") if identity[key]
     ]
-    rows = [Row("machine", ", ".join(machine) or "not said")]
+    rows, silent = [Row("machine", ", ".join(machine) or "not said")], []
     for name, key, unit in (
         ("governor", "governor", ""),
         ("load", "load_1min", ""),
@@ -214,10 +226,15 @@ def _conditions(section: dict[str, Any]) -> list[Row]:
         ("battery temperature", "battery_celsius", " °C"),
     ):
         values = [snapshot.get(key) for snapshot in (before, after)]
-        shown = " → ".join("not said" if value is None else f"{value}{unit}" for value in values)
-        rows.append(Row(name, "not readable" if values == [None, None] else shown))
+        if values == [None, None]:
+            silent.append(name)
+            continue
+        rows.append(Row(name, " → ".join("not said" if value is None else f"{value}{unit}" for value in values)))
     clocks = [max(snapshot["khz"]) / 1e6 for snapshot in (before, *conditions["during"]) if snapshot["khz"]]
-    rows.append(Row("fastest clock", f"{min(clocks):.2f} to {max(clocks):.2f} GHz" if clocks else "not readable"))
+    if clocks:
+        rows.append(Row("fastest clock", f"{min(clocks):.2f} to {max(clocks):.2f} GHz"))
+    silent += [] if clocks else ["clocks"]
+    rows += [Row("not readable", ", ".join(silent))] if silent else []
     marked = sum(item["disturbed"] for prompt in section["by_prompt"] for item in prompt["repetitions"])
     rows.append(Row("disturbed repetitions", str(marked)))
     return rows

@@ -99,6 +99,7 @@ def latency_section(
         "affinity": loaded.affinity if loaded else None,
         "peak_rss_bytes": memory.peak_rss_bytes if memory and real else None,
         "kv_bytes": memory.kv_bytes if memory else None,
+        "energy": _energy(measurement, longest),
         "token_check": asdict(check) if check else None,
         "floor": _floor(measurement, bytes_per_token, longest),
         "by_prompt": [_by_prompt(measurement, number, figures) for number in range(len(request.prompts))],
@@ -153,6 +154,13 @@ def _floor(measurement: Measurement, bytes_per_token: int, figures: PromptFigure
     }
 
 
+def _energy(measurement: Measurement, figures: PromptFigures | None) -> dict[str, Any]:
+    """Of the whole device, screen and radio included, while it runs from its battery; null where it does not say."""
+    watts = measurement.conditions.mean_watts() if figures and measurement.conditions else None
+    per_token = watts * figures.decode_ms.mean / 1e3 if figures and watts is not None else None
+    return {"device_watts": watts, "joules_per_token": per_token}
+
+
 def _conditions(conditions: Conditions | None) -> dict[str, Any] | None:
     return conditions.to_json() if conditions else None
 
@@ -186,6 +194,9 @@ def latency_lines(section: dict[str, Any]) -> list[str]:
     )
     memory, kept = section["peak_rss_bytes"] / 1e6, section["kv_bytes"] / 1e6
     lines.append(f"  load {section['load_ms']:.0f} ms, peak memory {memory:.1f} MB, cache {kept:.2f} MB")
+    energy = section["energy"]
+    if energy["device_watts"] is not None:
+        lines.append(f"  {energy['device_watts']:.2f} W from the battery, {energy['joules_per_token']:.4f} J per token")
     disturbed = sum(item["disturbed"] for prompt in section["by_prompt"] for item in prompt["repetitions"])
     if disturbed:
         lines.append(f"  {disturbed} repetitions while the device grew hotter or lowered its clocks")

@@ -26,11 +26,19 @@ def expert_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
 
 def attention_refusals(spec: DecoderSpec) -> list[Refusal]:
     kinds = {
-        "learned sinks": any(layer.attention.learned_sinks for layer in spec.layers),
-        "latents": any(layer.attention.latent is not None for layer in spec.layers),
+        "learned sinks": any(attention.learned_sinks for attention in spec.attentions),
+        "latents": any(attention.latent is not None for attention in spec.attentions),
     }
     nearest = "a recipe for ONNX Runtime, such as onnx-cpu"
     return [Refusal(f"the attention of this target has no place for {kind}", nearest) for kind in kinds if kinds[kind]]
+
+
+def recurrence_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
+    """Of a target without states beside its cache."""
+    if all(layer.recurrence is None for layer in spec.layers):
+        return []
+    reason = f"recurrent layers carry float32 states from call to call, which {runtime} is not given yet"
+    return [Refusal(reason, "a recipe for ONNX Runtime, such as onnx-cpu")]
 
 
 class WithoutExperts:
@@ -49,8 +57,24 @@ class WithoutLatents:
     def merge_heads(self, value: Any) -> Any:
         raise PlanRefused("this target has no latent attention", OTHER_TARGETS)
 
-    def join(self, left: Any, right: Any) -> Any:
-        raise PlanRefused("this target has no latent attention", OTHER_TARGETS)
-
     def head_products(self, value: Any, prefix: str, name: str, passed: int, keep: bool) -> Any:
         raise PlanRefused(f"{prefix}: this target has no latent attention", OTHER_TARGETS)
+
+
+class WithoutRecurrence:
+    """The same for recurrent layers."""
+
+    def split(self, value: Any, sizes: tuple[int, ...]) -> Any:
+        raise PlanRefused("this target has no recurrent layers", OTHER_TARGETS)
+
+    def join(self, left: Any, right: Any) -> Any:
+        raise PlanRefused("this target has no recurrent layers", OTHER_TARGETS)
+
+    def causal_convolution(self, layer: int, convolution: Any, value: Any) -> Any:
+        raise PlanRefused("this target has no recurrent layers", OTHER_TARGETS)
+
+    def selective_scan(self, layer: int, scan: Any, value: Any, step: Any, entering: Any, leaving: Any) -> Any:
+        raise PlanRefused("this target has no recurrent layers", OTHER_TARGETS)
+
+    def state_space_dual(self, layer: int, dual: Any, value: Any, step: Any, entering: Any, leaving: Any) -> Any:
+        raise PlanRefused("this target has no recurrent layers", OTHER_TARGETS)

@@ -7,8 +7,9 @@ from family_cases import CASES as LLAMA_SHAPED
 from gemma_cases import GEMMA_CASES
 from gpt_cases import GPT_CASES
 from phi_cases import PHI_CASES
+from recurrent_cases import RECURRENT_CASES
 
-CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES | GPT_CASES | EXPERT_CASES
+CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES | GPT_CASES | EXPERT_CASES | RECURRENT_CASES
 
 FULLEST = {
     "granite": "granite",
@@ -36,5 +37,13 @@ FULLEST = {
     "mixtral": "mixtral",
     "qwen2_moe": "qwen2_moe",
     "qwen3_moe": "qwen3_moe",
+    "lfm2": "lfm2",
+    "mamba": "mamba",
+    "mamba2": "mamba2",
+    "bamba": "bamba",
+    "jamba": "jamba",
+    "granitemoehybrid": "granitemoehybrid",
+    "falcon_h1": "falcon_h1",
+    "zamba2": "zamba2",
 }
 """The case of each family that has most of its switches on."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from device_tests.loopback_adb import LoopbackAdb
 from device_tests.process import run_program
 from device_tests.protocol import RunnerRequest
 from exporter.errors import ExitCode
+from exporter.report.latency import latency_section, shown_latency
 from exporter.targets.base import Obtained
 
 TIME_LIMIT_S = 30.0
@@ -36,14 +37,19 @@ threading.Thread(target=watch, daemon=True).start()
 def say(event, **values): print(json.dumps({{"event": event, **values}}), flush=True)
 request = json.load(open(sys.argv[1]))
 open("pid", "w").write(str(os.getpid()))
-wait = float(open(request["artifact"] + "/model.txt").read().split()[0])
-time.sleep(wait / 3)
+halt = open(request["artifact"] + "/model.txt").read().strip()
+def reach(stage):
+    open("stage." + stage, "w").close()
+    if stage == halt: time.sleep(1000)
+reach("loading")
 say("loaded", engine="pretend 1", load_ns=1000, threads=1, affinity="0", protocol=1)
+reach("before the first token")
 for index in range(3):
     say("repetition", prompt=0, index=index, warm_up=index == 0, ttft_ns=5000, token_ids=[1, 2], decode_ns=[10])
-    time.sleep(wait / 3)
+    if index == 1: reach("between tokens")
+reach("reading memory")
 say("memory", peak_rss_bytes=1, kv_bytes=2)
-time.sleep(wait / 3)
+reach("probing")
 say("ended")
 """
 
@@ -74,11 +80,11 @@ class Phone:
     device: LoopbackAdb
     folder: Path
 
-    def measure(self, seconds: float = 0.0) -> Measurement:
-        """The runner takes about as long as the artifact says."""
+    def measure(self, halt: str = "nowhere") -> Measurement:
+        """The runner goes on working for ever once it reaches the stage that the artifact names."""
         artifact = self.folder / "artifact"
         artifact.mkdir(exist_ok=True)
-        (artifact / "model.txt").write_text(f"{seconds}\n", encoding="utf-8")
+        (artifact / "model.txt").write_text(f"{halt}\n", encoding="utf-8")
         (artifact / "host.json").write_text("{}", encoding="utf-8")
         runner = self.folder / "pretend_runner"
         runner.write_text(RUNNER, encoding="utf-8")
@@ -130,7 +136,7 @@ def test_only_what_changed_is_pushed_and_what_is_no_longer_wanted_goes(plug: Cal
     assert not phone.inside("artifact/old.bin").exists()
     assert not phone.inside("request.json").exists()
     phone.device.received.clear()
-    phone.measure(0.01)
+    phone.measure("elsewhere")
     assert [Path(name).name for name in phone.device.received] == ["model.txt", "request.json"]
 
 
@@ -156,62 +162,87 @@ def test_large_files_survive_both_ways(plug: Callable[..., Phone], tmp_path: Pat
 def test_two_devices_are_measured_at_once(plug: Callable[..., Phone]) -> None:
     phones = [plug("first"), plug("second")]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda phone: phone.measure(0.5), phones))
+        found = list(pool.map(Phone.measure, phones))
     assert [item.failure for item in found] == [None, None]
     assert len({item.device.name for item in found}) == 2
 
 
-PHASES = {
-    "listing": ("shell", "sha256sum"),
+SERVICES = {
+    "listing files": ("shell", "sha256sum"),
     "pushing": ("sync:", ""),
-    "starting": ("shell", "pretend_runner request.json"),
+    "asking for conditions": ("shell", "uname"),
+    "starting the runner": ("shell", "pretend_runner request.json"),
 }
+STAGES = ("loading", "before the first token", "between tokens", "reading memory", "probing")
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_device_that_is_unplugged_ends_the_measurement_with_6(plug: Callable[..., Phone], phase: str) -> None:
+@pytest.mark.parametrize("phase", SERVICES)
+def test_a_device_that_is_unplugged_before_the_runner_works(plug: Callable[..., Phone], phase: str) -> None:
     phone: Phone | None = None
-    head, part = PHASES[phase]
+    head, part = SERVICES[phase]
 
     def pull(service: str) -> None:
         if phone is not None and service.startswith(head) and part in service:
             phone.device.unplug()
 
     phone = plug(on_service=pull)
-    lost(phone)
+    is_lost(phone, phone.measure)
 
 
-@pytest.mark.parametrize("after_s", [0.9, 2.0, 3.2])
-def test_a_device_that_is_unplugged_while_the_runner_works_leaves_no_process(
-    plug: Callable[..., Phone], after_s: float
-) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_device_that_is_unplugged_while_the_runner_works(plug: Callable[..., Phone], stage: str) -> None:
     phone = plug()
 
     def pull() -> None:
-        while not phone.inside("pid").exists():
+        while not phone.inside(f"stage.{stage}").exists():
             time.sleep(0.02)
-        time.sleep(after_s)
         phone.device.unplug()
 
     threading.Thread(target=pull, daemon=True).start()
-    found = lost(phone, 4.5)
+    found = is_lost(phone, lambda: phone.measure(stage))
+    assert len(found.heard.repetitions) <= {"between tokens": 2}.get(stage, 3)
     process = int(phone.inside("pid").read_text())
-    for _ in range(50):
-        if not Path(f"/proc/{process}").exists():
-            break
-        time.sleep(0.1)
-    assert not Path(f"/proc/{process}").exists()
-    assert found.heard.phase
+    assert gone_within(5.0, lambda: Path(f"/proc/{process}").exists())
 
 
-def lost(phone: Phone, seconds: float = 0.0) -> Measurement:
+def is_lost(phone: Phone, run: Callable[[], Measurement]) -> Measurement:
+    """Exit code 6 and the device's name within the time limit, a report that says partial, and no program of this host still at it."""
     started = time.monotonic()
-    found = phone.measure(seconds)
+    found = run()
     assert time.monotonic() - started < TIME_LIMIT_S
     assert found.failure is not None
     assert found.failure.exit_code == ExitCode.TOOLCHAIN_MISSING
-    assert "127.0.0.1" in found.failure.message
+    assert phone.device.serial in found.failure.message
+    section = latency_section(found, 1000, None, None)
+    assert (section["status"], section["decode_ms"]) == ("partial", None)
+    assert shown_latency(section) is None
+    assert gone_within(5.0, lambda: clients_of(phone.device.serial))
     return found
+
+
+def clients_of(serial: str) -> list[str]:
+    """Command lines of this host's programs that talk to a device."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode())
+    return [line for line in lines if f"-s {serial} " in line]
+
+
+def gone_within(seconds: float, there: Callable[[], object]) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not there():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_device_that_does_not_connect_is_missing_before_any_work(plug: Callable[..., Phone]) -> None:
+    phone = plug()
+    phone.device.unplug()
+    assert gone_within(5.0, lambda: AdbDevice(phone.device.serial).lacks() is None)
+    is_lost(phone, phone.measure)
 
 
 def test_a_serial_that_is_not_attached_says_so() -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from bench_cases import PretendDevice, measured, snapshot
 
-from device_tests.conditions import Conditions, Identity, Snapshot
+from device_tests.conditions import SCRIPT, Conditions, Identity, Snapshot
 from device_tests.devices.base import RunnerFiles
 from device_tests.harness import Job, Measurement, measure
+from device_tests.process import run_program
 from device_tests.protocol import Event, Memory, RunnerRequest
 from device_tests.python_runner import repeat, run
 from exporter.errors import ExitCode
@@ -175,6 +176,32 @@ def test_conditions_are_parsed_and_what_is_not_said_is_null() -> None:
     )
     assert Snapshot.parse("", 0.0) == Snapshot(0.0, None, None, (), (), None, None, None, None)
     assert Identity.parse("soc \nmemory_kb 10\n") == Identity(None, None, None, None, None, None, 10240)
+
+
+@pytest.mark.parametrize(
+    ("text", "watts"),
+    [
+        ("microamperes -500000\nmicrovolts 4000000\n", 2.0),
+        ("microamperes 500000\nmicrovolts 4000000\n", 2.0),
+        ("microamperes 0\nmicrovolts 4000000\n", None),
+        ("microvolts 4000000\n", None),
+    ],
+)
+def test_power_is_known_where_the_battery_says_both(text: str, watts: float | None) -> None:
+    assert Snapshot.parse(text, 0.0).battery_watts == watts
+
+
+def test_the_script_reads_a_battery_only_while_it_discharges(tmp_path: Path) -> None:
+    battery = tmp_path / "battery"
+    battery.mkdir()
+    for name, value in (("current_now", "-250000"), ("voltage_now", "4000000")):
+        (battery / name).write_text(value + "\n", encoding="utf-8")
+    script = SCRIPT.replace("/sys/class/power_supply", str(tmp_path))
+    for status, watts in (("Discharging", 1.0), ("Charging", None)):
+        (battery / "status").write_text(status + "\n", encoding="utf-8")
+        done = run_program(["sh", "-c", script], 10)
+        assert done.ok
+        assert Snapshot.parse(done.output, 0.0).battery_watts == watts
 
 
 def test_a_measurement_without_readings_marks_nothing() -> None:

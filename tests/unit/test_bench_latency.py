@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from bench_cases import measured
 
+from device_tests.conditions import Snapshot
 from exporter.errors import ToolchainMissing
 from exporter.report.latency import Latency, NotDeviceLatency, TokenCheck, latency_lines, latency_section, shown_latency
 from exporter.targets.base import Obtained
@@ -54,10 +56,27 @@ def test_the_floor_is_what_the_fastest_reading_allows() -> None:
     assert floor["decode_over_floor"] == pytest.approx(5.0 / floor["ms"])
 
 
+def test_energy_is_power_times_the_mean_token_and_null_with_one_reading_missing() -> None:
+    calm = measured()
+    assert calm.conditions is not None
+    read = [replace(calm.conditions.before, battery_watts=watts) for watts in (2.0, 3.0, None)]
+
+    def energy(*during: Snapshot) -> dict[str, float | None]:
+        conditions = replace(calm.conditions, during=during)
+        return latency_section(replace(calm, conditions=conditions), 500, CHECK, None)["energy"]
+
+    assert energy(*read[:2]) == {"device_watts": 2.5, "joules_per_token": pytest.approx(2.5 * 5.0 / 1e3)}
+    assert energy(*read) == energy() == {"device_watts": None, "joules_per_token": None}
+
+
 @pytest.mark.parametrize("obtained", [kind for kind in Obtained if kind is not Obtained.MEASURED])
 def test_a_section_that_was_not_measured_holds_no_duration_at_all(obtained: Obtained) -> None:
     found = section(obtained)
-    durations = [key for key in numbers(found) if any(word in key for word in ("_ms", ".ms", "_per_s", "gb_s"))]
+    durations = [
+        key
+        for key in numbers(found)
+        if any(word in key for word in ("_ms", ".ms", "_per_s", "gb_s", "joules", "device_watts"))
+    ]
     assert durations == []
     assert found["token_check"]["equal"]
 

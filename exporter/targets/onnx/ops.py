@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from exporter.decoder.cache import LayerCache
+from exporter.decoder.recurrence import CausalConvolution, SelectiveScan, StateSpaceDual
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
 from exporter.decoder.spec import (
     Activation,
@@ -35,6 +36,7 @@ from exporter.targets.onnx.gqa import GroupedQueryAttention
 from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value, soft_cap
 from exporter.targets.onnx.kv_encoding import CacheEncoder, CachePart, StoredLayer, cache_parts
 from exporter.targets.onnx.names import HELD, LOGIT_ROWS, PAST, POSITIONS, PRESENT, TOKENS, WRITE_SLOT
+from exporter.targets.onnx.recurrence import RecurrenceWriter
 from exporter.targets.onnx.weights import StoredMatrix
 
 
@@ -81,6 +83,7 @@ class OnnxOps:
         self.token_ids = Tensor(self.graph.input(TOKENS, ir.DataType.INT64, (1, "S")))
         self._positions = self.graph.input(POSITIONS, ir.DataType.INT64, (1, "S"))
         self._logit_rows = self.graph.input(LOGIT_ROWS, ir.DataType.INT64, ("L",))
+        self._recurrence = RecurrenceWriter(self.graph, self._vector, self._positions)
         self._tiled: dict[tuple[LayerCache, int, tuple[float, ...] | None], Value] = {}
         self._grouped: GroupedQueryAttention | None = None
         if settings.attention is AttentionKernel.GQA:
@@ -89,6 +92,7 @@ class OnnxOps:
         self._held = {
             ring: self.graph.input(f"{HELD}.{ring.name}", ir.DataType.INT64, (f"slots.{ring.name}",))
             for ring in dict.fromkeys(layout)
+            if ring.slots
         }
         self._masks = {ring: self._mask(ring) for ring in self._held}
         self._write_slots = {
@@ -105,19 +109,45 @@ class OnnxOps:
     def linear(self, value: Tensor, matrix: str, bias: bool) -> Tensor:
         if matrix not in self._products:
             self._multiply(self._value(value), matrix)
-        product = self._products[matrix]
+        product = self._products.pop(matrix)  # another layer may multiply by the same matrix
         if bias:
             offset = self._vector(f"{matrix}.bias")
             product = self.graph.node("Add", product, offset, name=f"{matrix}.biased")
         return Tensor(product)
 
     def rms_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
+        if norm.groups > 1:
+            return self._grouped_norm(value, gain, norm)
         operators = "RMSNormalization", "SkipSimplifiedLayerNormalization"
         return self._normalized(value, gain, norm, *operators, self._vector(gain))
 
     def layer_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
         vectors = [self._vector(gain), *([self._vector(f"{gain}.bias")] if norm.bias else [])]
         return self._normalized(value, gain, norm, "LayerNormalization", "SkipLayerNormalization", *vectors)
+
+    def split(self, value: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        parts = self.graph.nodes("Split", self._value(value), self.graph.integers(*sizes), count=len(sizes), axis=2)
+        return tuple(Tensor(part) for part in parts)
+
+    def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> Tensor:
+        name = f"layers.{layer}.recurrence.convolution"
+        weight = self.weights.dense(name).squeeze(1).numpy()
+        return Tensor(self._recurrence.convolve(layer, convolution, self._value(value), weight))
+
+    def selective_scan(
+        self, layer: int, scan: SelectiveScan, value: Tensor, step: Tensor, entering: Tensor, leaving: Tensor
+    ) -> Tensor:
+        given = [self._value(part) for part in (value, step, entering, leaving)]
+        decay = -self.weights.dense(f"layers.{layer}.recurrence.decay").exp()
+        return Tensor(self._recurrence.scan(layer, scan, decay.numpy(), *given))
+
+    def state_space_dual(
+        self, layer: int, dual: StateSpaceDual, value: Tensor, step: Tensor, entering: Tensor, leaving: Tensor
+    ) -> Tensor:
+        given = [self._value(part) for part in (value, step, entering, leaving)]
+        decay = -self.weights.dense(f"layers.{layer}.recurrence.decay").exp()
+        skip = self.weights.dense(f"layers.{layer}.recurrence.skip")
+        return Tensor(self._recurrence.dual(layer, dual, decay.numpy(), skip.numpy(), *given))
 
     def split_heads(self, value: Tensor, heads: int) -> Tensor:
         return Tensor(self._value(value), heads=heads)
@@ -150,11 +180,11 @@ class OnnxOps:
         beside = self._learned_sinks(layer, attention) if attention.learned_sinks else None
         return Tensor(writer.attend(self._value(query), stored, mask, middle, beside))
 
-    def merge_heads(self, value: Tensor) -> Tensor:
-        return Tensor(self._value(value))
-
     def join(self, left: Tensor, right: Tensor) -> Tensor:
         return Tensor(self.graph.node("Concat", self._value(left), self._value(right), axis=2))
+
+    def merge_heads(self, value: Tensor) -> Tensor:
+        return Tensor(self._value(value))
 
     def head_products(self, value: Tensor, prefix: str, name: str, passed: int, keep: bool) -> Tensor:
         """A product for each head: the operator has no batches of matrices."""
@@ -222,6 +252,15 @@ class OnnxOps:
         split = graph.node("Reshape", rows, graph.integers(0, 0, value.heads, -1))
         normed = graph.node(operator, split, *vectors, **settings)
         return Tensor(graph.node("Reshape", normed, graph.integers(0, 0, -1)), heads=value.heads)
+
+    def _grouped_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
+        """The operator's gain is shared by the groups, so it is one, and each group's own follows."""
+        graph, count = self.graph, self.weights.dense(gain).shape[0] // norm.groups
+        ones = graph.constant(f"ones_{count}", np.ones(count, np.float32))
+        split = graph.node("Reshape", self._value(value), graph.integers(0, 0, norm.groups, -1))
+        normed = graph.node("RMSNormalization", split, ones, axis=-1, epsilon=norm.eps, stash_type=1)
+        flat = graph.node("Reshape", normed, graph.integers(0, 0, -1))
+        return Tensor(graph.node("Mul", flat, self._vector(gain)))
 
     def _value(self, tensor: Tensor) -> Value:
         if tensor.value is None:

@@ -26,6 +26,7 @@ class OnnxTarget:
     backend = "cpu"
     obtained = Obtained.MEASURED
     holds_palettes = False
+    adopts_codes = False
     driver = "exporter.targets.onnx.driver:open_driver"
     exact_driver: str | None = None
 
@@ -52,7 +53,7 @@ class OnnxTarget:
                 )
             )
         found += expert_refusals(spec, recipe)
-        widths = {layer.attention.head_dim for layer in spec.layers}
+        widths = {attention.head_dim for attention in spec.attentions}
         if recipe.kv_cache.bits == 4 and any(width % 2 for width in widths):
             found.append(
                 Refusal("INT4 KV packs pairs of channels, and a head has an odd number of them", "kv_cache.bits=8")
@@ -111,13 +112,13 @@ def _gqa_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     if recipe.onnx.attention_terms == 2:
         reason = "GroupQueryAttention rounds queries and probabilities as it likes; it has no terms"
         found.append(Refusal(reason, "onnx.attention_terms=1"))
-    if any(layer.attention.head_dim % 8 for layer in spec.layers):
+    if any(attention.head_dim % 8 for attention in spec.attentions):
         found.append(Refusal("GroupQueryAttention needs heads of a multiple of 8 channels", "onnx.attention=integer"))
-    if any(layer.attention.latent for layer in spec.layers):
+    if any(attention.latent for attention in spec.attentions):
         found.append(Refusal("GroupQueryAttention caches keys and values, not latents", "onnx.attention=integer"))
-    if any(layer.attention.learned_sinks for layer in spec.layers):
+    if any(attention.learned_sinks for attention in spec.attentions):
         found.append(Refusal("learned sinks are not given to GroupQueryAttention", "onnx.attention=integer"))
-    if any(layer.attention.score_cap is not None or layer.attention.distance_slopes for layer in spec.layers):
+    if any(attention.score_cap is not None or attention.distance_slopes for attention in spec.attentions):
         reason = "capped scores and slopes over distance are not given to GroupQueryAttention"
         found.append(Refusal(reason, "onnx.attention=integer"))
     return found

@@ -26,7 +26,7 @@ bool resized(KernelRuntimeContext& context, Tensor& out, executorch::aten::Array
 Tensor& attention_out(KernelRuntimeContext& context, const Tensor& query, const Tensor& key, const Tensor& value,
                       const Tensor& position, Tensor& keys, Tensor& values, Tensor& scales, const Tensor& constants,
                       const Tensor& slopes, int64_t bits, int64_t window, int64_t sinks, bool zero_point, bool rotation,
-                      double score_scale, double score_cap, Tensor& out) {
+                      bool fine, double score_scale, double score_cap, Tensor& out) {
   if (!resized(context, out, query.sizes())) return out;
   const Layer layer{keys.size(0),
                     keys.size(1),
@@ -37,6 +37,7 @@ Tensor& attention_out(KernelRuntimeContext& context, const Tensor& query, const 
                     static_cast<int>(bits),
                     zero_point,
                     rotation,
+                    fine,
                     static_cast<float>(score_scale),
                     static_cast<float>(score_cap),
                     constants.const_data_ptr<float>(),
@@ -92,6 +93,16 @@ Tensor& rotary_out(KernelRuntimeContext& context, const Tensor& value, const Ten
       for (int64_t i = 2 * half; i < size; i++) to[i] = in[i];
     }
   }
+  return out;
+}
+
+Tensor& silu_out(KernelRuntimeContext& context, const Tensor& value, Tensor& out) {
+  if (!resized(context, out, value.sizes())) return out;
+  const float* in = value.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  executorch::extension::parallel_for(0, value.numel(), 1 << 14, [&](int64_t first, int64_t last) {
+    fastest_path().silu(in + first, last - first, to + first);
+  });
   return out;
 }
 
@@ -167,3 +178,4 @@ EXECUTORCH_LIBRARY(slm, "experts.out", slm::experts_out);
 EXECUTORCH_LIBRARY(slm, "attention.out", slm::attention_out);
 EXECUTORCH_LIBRARY(slm, "rms_norm.out", slm::rms_norm_out);
 EXECUTORCH_LIBRARY(slm, "rotary.out", slm::rotary_out);
+EXECUTORCH_LIBRARY(slm, "silu.out", slm::silu_out);

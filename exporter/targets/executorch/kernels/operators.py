@@ -13,7 +13,7 @@ import torch
 CACHES = "Tensor(a!) keys, Tensor(b!) values, Tensor(c!) scales"
 ATTENTION = (
     f"Tensor query, Tensor key, Tensor value, Tensor position, {CACHES}, Tensor constants, Tensor slopes, int bits, int window, "
-    "int sinks, bool zero_point, bool rotation, float score_scale, float score_cap"
+    "int sinks, bool zero_point, bool rotation, bool fine, float score_scale, float score_cap"
 )
 EXPERTS = (
     "Tensor value, Tensor router, Tensor router_bias, Tensor selection_bias, Tensor gate_up, Tensor gate_up_scales, "
@@ -26,6 +26,7 @@ SCHEMAS = {
     "linear": "Tensor value, Tensor codes, Tensor scales, int bits, int group_size",
     "rms_norm": "Tensor value, Tensor gain, float eps",
     "rotary": "Tensor value, Tensor cosine, Tensor sine",
+    "silu": "Tensor value",
 }
 
 _LIBRARY = torch.library.Library("slm", "DEF")

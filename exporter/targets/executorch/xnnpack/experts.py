@@ -10,8 +10,9 @@ from exporter.decoder.experts import ROUTER, SELECTION_BIAS, GroupScore, RouterS
 from exporter.decoder.spec import Activation, ExpertsSpec
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.int4 import QuantizedMatrix
+from exporter.targets.executorch.constants import Constants
 from exporter.targets.executorch.kernels import operators  # noqa: F401  defines the operators
-from exporter.targets.executorch.xnnpack.weights import Constants, half_where_exact
+from exporter.targets.executorch.xnnpack.weights import half_where_exact
 
 SLOPES = {Activation.SILU: 1.0, Activation.QUICK_GELU: 1.702}
 """Activations x * sigmoid(slope * x)."""

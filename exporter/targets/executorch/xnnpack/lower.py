@@ -14,9 +14,9 @@ from exporter.errors import GateFailed
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.recipe import ExecutorchSection
 from exporter.targets.base import Delegation, LowerOutcome
+from exporter.targets.executorch.host import HostLayout
 from exporter.targets.executorch.xnnpack.aliasing import SMALLEST_BYTES, Aliasing, alias_equal_segments
 from exporter.targets.executorch.xnnpack.driver import open_driver
-from exporter.targets.executorch.xnnpack.host import HostLayout
 from exporter.targets.executorch.xnnpack.names import HOST_FILE, METHOD, PROGRAM_FILE
 from exporter.targets.executorch.xnnpack.program import MethodFigures, read_methods, write_program
 from exporter.targets.executorch.xnnpack.trace import traced_methods

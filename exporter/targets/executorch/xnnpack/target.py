@@ -12,7 +12,7 @@ from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import OperatorSet, Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.kernels import build
-from exporter.targets.limits import attention_refusals
+from exporter.targets.limits import attention_refusals, recurrence_refusals
 
 LOWER_TIME_LIMIT_S = 7200.0
 GROUP_MULTIPLE = 32
@@ -29,6 +29,7 @@ class XnnpackTarget:
     backend = "xnnpack"
     obtained = Obtained.MEASURED
     holds_palettes = False
+    adopts_codes = False
     driver = "exporter.targets.executorch.xnnpack.driver:open_driver"
     exact_driver: str | None = None
 
@@ -42,7 +43,12 @@ class XnnpackTarget:
         return TOKEN_BLOCK if _packed(recipe) else 1
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        return [*_weight_refusals(spec, recipe), *_cache_refusals(spec, recipe), *_expert_refusals(spec, recipe)]
+        unsupported = recurrence_refusals(spec, "a program for ExecuTorch's CPU")
+        return unsupported or [
+            *_weight_refusals(spec, recipe),
+            *_cache_refusals(spec, recipe),
+            *_expert_refusals(spec, recipe),
+        ]
 
     def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
         return ScaleFormat.BF16
@@ -130,7 +136,7 @@ def _cache_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     if cache.bits >= 16 and (cache.zero_point or cache.rotation):
         settings = "kv_cache.zero_point=false, kv_cache.rotation=false"
         found.append(Refusal("a float cache has no codes that a zero point or a rotation could help", settings))
-    widths = {layer.attention.head_dim for layer in spec.layers}
+    widths = {attention.head_dim for attention in spec.attentions}
     if cache.bits == 4 and any(width % 2 for width in widths):
         reason = "INT4 KV packs pairs of channels, and a head has an odd number of them"
         found.append(Refusal(reason, "kv_cache.bits=8"))
