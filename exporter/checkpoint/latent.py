@@ -19,6 +19,7 @@ from exporter.decoder.spec import (
     RotarySpec,
 )
 
+USUAL_QUERY_RANK = 1536
 ATTENTION = "model.layers.{}.self_attn"
 
 
@@ -48,12 +49,13 @@ def read_latent(config: Config) -> LatentSpec:
         config.integer("qk_rope_head_dim", 64),
         config.integer("qk_nope_head_dim", 128),
         config.integer("v_head_dim", 128),
-        config.optional_integer("q_lora_rank"),
+        config.optional_integer("q_lora_rank") if "q_lora_rank" in config.values else USUAL_QUERY_RANK,
     )
 
 
 def _attention(config: Config) -> AttentionSpec:
     latent, bias = read_latent(config), config.flag("attention_bias", False)
+    config.refuse("num_key_value_heads", config.integer("num_attention_heads"))
     rotary = read_rotary(config, latent.rotary)
     return AttentionSpec(
         config.integer("num_attention_heads"),

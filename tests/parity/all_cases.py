@@ -41,6 +41,7 @@ FULLEST = {
     "deepseek_v2": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
     "gpt_oss": "gpt_oss",
+    "olmoe": "olmoe",
     "mixtral": "mixtral",
     "qwen2_moe": "qwen2_moe",
     "qwen3_moe": "qwen3_moe",

@@ -8,7 +8,15 @@ from typing import Any
 from family_cases import ALTERNATING, NONE_WINDOWED, YARN, Case
 from random_checkpoint import WINDOW, tiny_shape
 from spec_faults import Fault, attention, layers, rotary, scaling
-from transformers import DeepseekV2Config, DeepseekV3Config, GptOssConfig, MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV3Config,
+    GptOssConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 from exporter.decoder.experts import GroupLimit, GroupScore, RouterScore
 from exporter.decoder.spec import Activation, ExpertsSpec
@@ -173,6 +181,16 @@ EXPERT_CASES = {
         {"no scaling": rotary(scaling=None)},
         ("rope_parameters", "layer_types", "head_dim"),
         {"head_dim": 16},
+    ),
+    "olmoe": Case(
+        OlmoeConfig(
+            **tiny_shape(num_experts=4, num_experts_per_tok=3, norm_topk_prob=True, attention_bias=True, pad_token_id=0)
+        ),
+        {
+            "as they are": routing(renormalized=False),
+            "no query-key norm": attention(query_key_norm=None),
+            "no bias": attention(query_key_value_bias=False),
+        },
     ),
     "mixtral": Case(
         mixtral(sliding_window=WINDOW, num_experts_per_tok=3, rms_norm_eps=0.1),

@@ -55,6 +55,7 @@ WEIGHED = [
     "gpt_oss",
     "deepseek_v2",
     "deepseek_v3",
+    "olmoe",
 ]
 """Cases of the other families that have every weight of theirs."""
 

@@ -17,8 +17,9 @@ def decoder_spec(config: Config) -> DecoderSpec:
     config.refuse("scoring_func", "sigmoid")
     renormalized = config.flag("norm_topk_prob", True)
     routing = read_routing(config, "n_routed_experts", 8, RouterScore.SIGMOID, renormalized)
-    limit = group_limit(config.defaulting(n_group=8, topk_group=4), routing.experts, GroupScore.BEST_TWO)
-    return latent_decoder(config, "deepseek_v3", replace(routing, selection_bias=True).limited(limit), mlp_bias=False)
+    usual = config.defaulting(n_group=8, topk_group=4, first_k_dense_replace=3)
+    limit = group_limit(usual, routing.experts, GroupScore.BEST_TWO)
+    return latent_decoder(usual, "deepseek_v3", replace(routing, selection_bias=True).limited(limit), mlp_bias=False)
 
 
 def weights(config: Config) -> WeightMap:
