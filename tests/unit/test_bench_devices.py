@@ -213,7 +213,7 @@ def test_a_missing_token_is_named_with_the_next_step(monkeypatch: pytest.MonkeyP
 def test_the_command_lists_every_kind_and_what_it_lacks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("device_tests.devices.adb.client", lambda: None)
     found = {entry["kind"]: entry for entry in json.loads(run("devices", "--json").out)}
-    assert set(found) == {"adb", "emulated-arm64", "iphone", "local", "qai-hub"}
+    assert set(found) == {"adb", "arm64-vm", "emulated-arm64", "iphone", "local", "qai-hub"}
     assert found["local"]["ready"]
     assert "there is no adb" in found["adb"]["lacks"]
     assert "ssh:HOST" in run("devices").out
