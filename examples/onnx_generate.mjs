@@ -14,8 +14,8 @@ const arrays = { int8: Int8Array, uint8: Uint8Array, float16: Uint16Array, float
 const rings = Object.fromEntries(Object.entries(host.rings).map(([name, ring]) => [name, ring.slots]));
 const nothing = 2n ** 63n - 1n; // a slot that holds no position yet
 const held = Object.fromEntries(Object.entries(rings).map(([name, slots]) => [name, new BigInt64Array(slots).fill(nothing)]));
-let caches = {};
-for (const item of session.inputMetadata.filter((item) => item.name.startsWith("past."))) {
+let caches = {}; // and the states of recurrent layers
+for (const item of session.inputMetadata.filter((item) => /^(past|state)\./.test(item.name))) {
   const shape = item.shape.map((size) => (typeof size === "string" ? rings[size.slice("slots.".length)] : size));
   const count = shape.reduce((product, size) => product * size, 1);
   caches[item.name] = new ort.Tensor(item.type, new arrays[item.type](count), shape);
@@ -32,7 +32,8 @@ async function step(tokens, start) {
   }
   const wanted = ([name]) => session.inputNames.includes(name); // with onnx.attention=gqa, neither `held` nor `write_slot`
   const found = await session.run(Object.fromEntries(Object.entries(feeds).filter(wanted)));
-  caches = Object.fromEntries(Object.keys(caches).map((name) => [name, found[name.replace("past.", "present.")]]));
+  const next = (name) => name.replace(/^past\./, "present.").replace(/^state\./, "next_state.");
+  caches = Object.fromEntries(Object.keys(caches).map((name) => [name, found[next(name)]]));
   return found.logits.data.reduce((best, value, index, all) => (value > all[best] ? index : best), 0);
 }
 

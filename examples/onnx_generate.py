@@ -23,15 +23,19 @@ wanted = {item.name for item in session.get_inputs()}  # with onnx.attention=gqa
 
 rings = {name: ring["slots"] for name, ring in host["rings"].items()}
 held = {name: np.full(slots, np.iinfo(np.int64).max) for name, slots in rings.items()}
-caches = {}
+caches, states = {}, {}
 for item in session.get_inputs():
+    if item.name.startswith("state."):
+        zeros = np.zeros(item.shape, np.float32)
+        states[item.name[len("state.") :]] = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
     if item.name.startswith("past."):
         shape = [rings[size[len("slots.") :]] if isinstance(size, str) else size for size in item.shape]
         caches[item.name[len("past.") :]] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, types[item.type]))
 
 
 def step(token_ids: list[int], start: int) -> int:
-    """Appends tokens at position `start` and returns the likeliest next one. Cached tensors are updated in place."""
+    """Appends tokens at position `start` and returns the likeliest next one. Cached tensors are updated in place; the states of
+    recurrent layers come back as new tensors."""
     positions, binding = np.arange(start, start + len(token_ids)), session.io_binding()
     inputs = {
         "input_ids": np.array([token_ids]),
@@ -46,9 +50,14 @@ def step(token_ids: list[int], start: int) -> int:
     for name, cache in caches.items():
         binding.bind_ortvalue_input(f"past.{name}", cache)
         binding.bind_ortvalue_output(f"present.{name}", cache)
+    for name, state in states.items():
+        binding.bind_ortvalue_input(f"state.{name}", state)
+        binding.bind_output(f"next_state.{name}")
     binding.bind_output("logits")
     session.run_with_iobinding(binding)
-    return int(binding.get_outputs()[-1].numpy()[0, -1].argmax())
+    *others, logits = binding.get_outputs()
+    states.update(zip(states, others[len(caches) :], strict=True))
+    return int(logits.numpy()[0, -1].argmax())
 
 
 tokens = [settings["bos_token_id"], *tokenizer.encode(prompt, add_special_tokens=False).ids]

@@ -21,8 +21,7 @@ from exporter.progress import StageDisplay
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.report.html import write_html
 from exporter.report.latency import TokenCheck, latency_section
-from exporter.stages import VERIFICATION_FOLDER
-from exporter.targets.base import Obtained, Target, find_target
+from exporter.targets.base import VERIFICATION_FOLDER, Obtained, Target, find_target
 from exporter.verify.greedy import GreedyReference, clear_reference, near_ties_followed
 from exporter.verify.verification import EvaluationSet
 
@@ -120,8 +119,9 @@ def _runner(request: BenchRequest, target: Target, kind: DeviceKind, device: Dev
             "build one (docs/guides/measure-latency.md) and pass --runner FOLDER",
         )
     if target.obtained is not Obtained.MEASURED:
+        what = "nothing here runs" if target.obtained is Obtained.GRAPH else "this machine can only simulate"
         raise PlanRefused(
-            f"{target.runtime} on {device.name}: this machine can only simulate the artifact, and a simulator's time is no latency",
+            f"{target.runtime} on {device.name}: {what} the artifact, and another program's time is no latency",
             "measure on a device: slm-export devices",
         )
     return RunnerFiles((sys.executable, "-m", "device_tests.python_runner"), (), target.driver)

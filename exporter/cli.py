@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from exporter.cli_profile import profile_command
 from exporter.errors import ExitCode, SlmExportError, UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -34,6 +35,9 @@ RunnerOption = Annotated[
     list[str] | None,
     typer.Option(help="Folder of a C++ runner, for devices without Python; DEVICE=FOLDER for one.", metavar="FOLDER"),
 ]
+TextOnlyOption = Annotated[
+    bool, typer.Option("--text-only", help="Of a checkpoint with image or sound towers, take the text decoder.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -46,6 +50,7 @@ def main_command(
     adapter: Annotated[Path | None, typer.Option(help="PEFT LoRA adapter folder to merge.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="UTF-8 text that quantization listens to.")] = None,
     evaluation: Annotated[Path | None, typer.Option(help="UTF-8 text for parity and perplexity.")] = None,
+    text_only: TextOnlyOption = False,
     overrides: SetOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     resume: Annotated[bool, typer.Option(help="Reuse finished stages of earlier runs.")] = True,
@@ -71,7 +76,7 @@ def main_command(
     console = Console(stderr=as_json)
     recipes = [load_recipe(name, tuple(overrides or ())) for name in recipe]
     destination = output or Path("out") / "+".join(loaded.name for loaded in recipes)
-    request = ExportRequest(recipes[0], destination, model, adapter, calibration, evaluation, force, resume)
+    request = ExportRequest(recipes[0], destination, model, adapter, calibration, evaluation, force, resume, text_only)
     if model is None and not as_json:
         console.print(
             f"No --model given: exporting the bundled example ({request.model_folder.name}, 5 M parameters).",
@@ -102,17 +107,26 @@ def main_command(
 def plan_command(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or YAML file.")],
     model: ModelOption = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A config.json instead of a checkpoint folder; no weights needed.")
+    ] = None,
+    text_only: TextOnlyOption = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Refuse or estimate an export in under a second, reading no weight."""
-    from exporter.plan import plan_export
+    from exporter.plan import plan_config, plan_export
     from exporter.recipe import load_recipe
     from exporter.report.text import plan_lines
     from exporter.resources import example_folder
 
     loaded = load_recipe(recipe, tuple(overrides or ()))
-    plan = plan_export(model or example_folder() / "model", loaded)
+    if config is not None and model is not None:
+        raise UsageError("--config and --model both name a model", "give one of them")
+    if config is not None:
+        plan = plan_config(config, loaded, text_only)
+    else:
+        plan = plan_export(model or example_folder() / "model", loaded, text_only)
     if as_json:
         typer.echo(json.dumps(plan.to_json()))
         return
@@ -122,7 +136,9 @@ def plan_command(
 
 @app.command("verify")
 def verify_command(
-    folder: Annotated[Path, typer.Argument(help="Output folder of an export, or any .mlpackage.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Output folder of an export, any .mlpackage, or a .pte with one in it.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Repeat every check of an export from its files alone; of a Core ML package, check blobs and run every function."""
@@ -130,12 +146,14 @@ def verify_command(
     from exporter.report.package_text import package_verification_lines
     from exporter.report.text import verification_lines
     from exporter.targets.coreml.interpreter.package import is_package
+    from exporter.targets.executorch.coreml.inside import holds_package, package_at
 
-    display, foreign = StageDisplay(Console(), quiet=as_json), is_package(folder)
+    display, foreign = StageDisplay(Console(), quiet=as_json), is_package(folder) or holds_package(folder)
     if foreign:
         from exporter.targets.coreml.verify import verify_package
 
-        result = verify_package(folder, display)
+        with package_at(folder) as package:
+            result = {**verify_package(package, display), "package": str(folder)}
     else:
         from exporter.pipeline import verify_export
 
@@ -149,14 +167,18 @@ def verify_command(
 
 @app.command("inspect")
 def inspect_command(
-    package: Annotated[Path, typer.Argument(help="A .mlpackage folder, from this program or any other.")],
+    package: Annotated[
+        Path, typer.Argument(help="A .mlpackage folder, from this program or any other, or a .pte with one in it.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in a Core ML package: functions, states, operators, blobs, and what is stored twice."""
     from exporter.report.package_text import package_lines
     from exporter.targets.coreml.inspect import inspect_package
+    from exporter.targets.executorch.coreml.inside import package_at
 
-    facts = inspect_package(package)
+    with package_at(package) as folder:
+        facts = {**inspect_package(folder), "package": str(package)}
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -225,6 +247,9 @@ def bench_command(
     for section in sections:
         for line in latency_lines(section):
             typer.echo(line)
+
+
+app.command("profile")(profile_command)
 
 
 @app.command("compare")

@@ -18,12 +18,19 @@ from exporter.plan import cache_settings, plan_export
 from exporter.progress import StageDisplay, peak_rss_bytes
 from exporter.quantize.quantized_checkpoint import load_quantized
 from exporter.recipe import Recipe
-from exporter.report.build import build_report, export_section, parity_section, quality_section, write_report
+from exporter.report.build import (
+    artifact_obtained,
+    build_report,
+    export_section,
+    parity_section,
+    quality_section,
+    write_report,
+)
 from exporter.report.html import write_html
 from exporter.resources import example_folder
 from exporter.stage_cache import StageCache, cache_root, content_key
-from exporter.stages import VERIFICATION_FOLDER, Run, assemble, lower, quantize, reference, verify
-from exporter.targets.base import LowerOutcome, Target, find_target
+from exporter.stages import Run, assemble, lower, quantize, reference, verify
+from exporter.targets.base import VERIFICATION_FOLDER, LowerOutcome, Target, find_target
 from exporter.texts import read_texts
 from exporter.verify.audit import audit_lowering, audit_run
 from exporter.verify.gates import require
@@ -47,6 +54,7 @@ class ExportRequest:
     evaluation: Path | None = None
     force: bool = False
     resume: bool = True
+    text_only: bool = False
 
     @property
     def model_folder(self) -> Path:
@@ -69,7 +77,7 @@ def export(request: ExportRequest, display: StageDisplay, logits: Path | None = 
     output = OutputFolder(request.output, request.force)
     output.check()
     with display.stage("plan"):
-        plan = plan_export(request.model_folder, recipe)
+        plan = plan_export(request.model_folder, recipe, request.text_only)
     require_toolchain(target)
     run = _load(request, target, display)
     quantized, sums = quantize(run), reference(run)
@@ -99,7 +107,7 @@ def export(request: ExportRequest, display: StageDisplay, logits: Path | None = 
 
 def _load(request: ExportRequest, target: Target, display: StageDisplay) -> Run:
     with display.stage("load") as stage:
-        checkpoint = open_checkpoint(request.model_folder, request.adapter)
+        checkpoint = open_checkpoint(request.model_folder, request.adapter, request.text_only)
         checkpoint = checkpoint.for_context(cache_settings(checkpoint.spec, request.recipe).context)
         texts = read_texts(request.recipe, request.calibration_file, request.evaluation_file, checkpoint.text_codec())
         inputs = {path.name: file_sha256(path) for path in checkpoint.input_files()}
@@ -152,6 +160,7 @@ def _target_json(target: Target, recipe: Recipe, outcome: LowerOutcome) -> dict[
         "runtime": target.runtime,
         "backend": target.backend,
         "soc": recipe.target.soc,
+        "parity": artifact_obtained(target),
         "requirements": outcome.requirements,
     }
 

@@ -7,21 +7,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.family import read_spec
+from exporter.checkpoint.family import CONFIG_FILE, read_spec_file
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.spec import (
     EMBEDDING,
     HEAD,
     DecoderSpec,
+    ExpertsSpec,
     WeightKind,
     decoder_weights,
     head_name,
+    is_routed_matrix,
+    layer_weights,
     parameter_count,
 )
 from exporter.errors import PlanRefused
 from exporter.quantize.formats import KvFormat, WeightSettings
 from exporter.recipe import SMALLEST_WINDOW, Recipe
 from exporter.targets.base import Obtained, Refusal, Target, TiedStorage, find_target
+
+STATE_COPIES = 2
+"""A step reads the states of the one before it and writes its own beside them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Plan:
     kv_bytes_per_token: int
     kv_bytes_per_layer: tuple[int, ...]
     slots_per_layer: tuple[int, ...]
+    state_bytes_per_layer: tuple[int, ...]
     device_memory_bytes: int
     host_memory_bytes: int
     bytes_read_per_token: int
@@ -49,8 +56,14 @@ class Plan:
     def kv_bytes_total(self) -> int:
         return sum(self.kv_bytes_per_layer)
 
+    @property
+    def state_bytes_total(self) -> int:
+        """What recurrent layers carry from token to token, whatever the context."""
+        return sum(self.state_bytes_per_layer)
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "kv_bytes_total": self.kv_bytes_total, "obtained": Obtained.ESTIMATED}
+        totals = {"kv_bytes_total": self.kv_bytes_total, "state_bytes_total": self.state_bytes_total}
+        return {**asdict(self), **totals, "obtained": Obtained.ESTIMATED}
 
 
 def weight_settings(recipe: Recipe) -> WeightSettings:
@@ -158,9 +171,10 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
     matrices, tables = _weight_bytes(spec, settings)
     vectors = 4 * sum(weight.count for weight in decoder_weights(spec) if weight.kind is WeightKind.VECTOR)
     per_layer = tuple(layer.slots * _token_bytes(spec, index, kv_format) for index, layer in enumerate(layout))
+    states = tuple(sum(state.bytes for state in layer.states) for layer in spec.layers)
     head_bytes = tables[head_name(spec)]
     stored = matrices + vectors + sum(tables.values()) + (0 if tied.stored_once else tied.extra_bytes)
-    read = matrices + vectors + head_bytes + sum(per_layer)
+    read = matrices + vectors + head_bytes + sum(per_layer) + sum(states) - _unread_bytes(spec, settings)
     return Plan(
         spec.family,
         parameter_count(spec),
@@ -172,7 +186,8 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
         sum(_token_bytes(spec, index, kv_format) for index in range(len(spec.layers))),
         per_layer,
         tuple(layer.slots for layer in layout),
-        stored + sum(per_layer) + _activation_bytes(spec, recipe),
+        states,
+        stored + sum(per_layer) + STATE_COPIES * sum(states) + _activation_bytes(spec, recipe),
         _host_memory(spec, recipe),
         read,
         read / (recipe.device.memory_bandwidth_gb_s * 1e9) * 1e3,
@@ -191,14 +206,31 @@ def _weight_bytes(spec: DecoderSpec, settings: WeightSettings) -> tuple[int, dic
     return matrices, tables
 
 
+def _unread_bytes(spec: DecoderSpec, settings: WeightSettings) -> int:
+    """Matrices of the experts that a token is not sent to."""
+    unread = 0
+    for index, layer in enumerate(spec.layers):
+        if isinstance(layer.feed_forward, ExpertsSpec):
+            routing = layer.feed_forward.routing
+            shapes = [weight.shape for weight in layer_weights(spec, index) if is_routed_matrix(weight)]
+            whole = sum(settings.matrix_format().stored_bytes(*shape) for shape in shapes)
+            unread += whole // routing.experts * (routing.experts - routing.chosen)
+    return unread
+
+
 def _token_bytes(spec: DecoderSpec, layer: int, kv_format: KvFormat) -> int:
     attention = spec.layers[layer].attention
-    return 2 * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
+    if attention is None:
+        return 0
+    sides = 1 if attention.latent else 2
+    return sides * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
 
 
 def _activation_bytes(spec: DecoderSpec, recipe: Recipe) -> int:
-    """Largest set of live activations of a prefill chunk: hidden states, one feed-forward, and logits, 16 bit each."""
-    widest = max(layer.feed_forward.hidden_size for layer in spec.layers)
+    """Largest set of live activations of a prefill chunk: hidden states, one block, and logits, 16 bit each."""
+    blocks = [layer.feed_forward.hidden_size for layer in spec.layers if layer.feed_forward is not None]
+    blocks += [layer.recurrence.input_size for layer in spec.layers if layer.recurrence is not None]
+    widest = max(blocks, default=0)
     return 2 * cache_settings(spec, recipe).chunk * (3 * spec.hidden_size + 3 * widest + spec.vocab_size)
 
 
@@ -210,9 +242,15 @@ def _host_memory(spec: DecoderSpec, recipe: Recipe) -> int:
     return libraries + (oracle_bytes + compiler_bytes) * parameter_count(spec) + 4 * tables + calibration
 
 
-def plan_export(model: Path, recipe: Recipe) -> Plan:
-    """Refuses or estimates, from `config.json` and the recipe alone. Raises PlanRefused or CheckpointError."""
+def plan_export(model: Path, recipe: Recipe, text_only: bool = False) -> Plan:
+    """Refuses or estimates the export of a folder, from its `config.json` and the recipe alone. Raises PlanRefused or
+    CheckpointError."""
+    return plan_config(model / CONFIG_FILE, recipe, text_only)
+
+
+def plan_config(config_file: Path, recipe: Recipe, text_only: bool = False) -> Plan:
+    """The same for a `config.json` that may lie anywhere, without weights."""
     target = find_target(recipe.target.kind)
-    spec = read_spec(model)
+    spec = read_spec_file(config_file, text_only)
     check_refusals(spec, recipe, target)
     return make_plan(spec, recipe, target)

@@ -33,7 +33,7 @@ def export_several(request: ExportRequest, recipes: list[Recipe], display: Stage
     output = OutputFolder(request.output, request.force)
     output.check()
     for recipe in recipes:
-        plan_export(request.model_folder, recipe)
+        plan_export(request.model_folder, recipe, request.text_only)
         require_toolchain(find_target(recipe.target.kind))
     with output as folder:
         reports, logits = {}, {}
@@ -88,4 +88,6 @@ def _compare(logits: dict[str, Path]) -> list[dict[str, Any]]:
 def _obtained(recipes: list[Recipe]) -> Obtained:
     """A comparison is only as real as its less real side."""
     kinds = {find_target(recipe.target.kind).obtained for recipe in recipes}
-    return next(kind for kind in (Obtained.SIMULATED, Obtained.EMULATED, Obtained.MEASURED) if kind in kinds)
+    return next(
+        kind for kind in (Obtained.GRAPH, Obtained.SIMULATED, Obtained.EMULATED, Obtained.MEASURED) if kind in kinds
+    )

@@ -31,12 +31,11 @@ from exporter.quantize.quantized_checkpoint import (
 from exporter.quantize.quantizer import quantize_decoder
 from exporter.recipe import Recipe
 from exporter.stage_cache import StageCache, content_key
-from exporter.targets.base import LowerOutcome, LowerRequest, Target
+from exporter.targets.base import VERIFICATION_FOLDER, LowerOutcome, LowerRequest, Target
 from exporter.texts import Texts
 from exporter.verify.parity import layerwise_perplexities
 from exporter.verify.verification import EvaluationSet, VerificationResult, verify_artifact
 
-VERIFICATION_FOLDER = "verification"
 OUTCOME_FILE, STATISTICS_FILE, SUMS_FILE = "outcome.json", "kv_statistics.safetensors", "sums.json"
 NOT_LOWERED = {"name", "description", "verify", "gates", "gates_int4_kv", "device"}
 """Sections that no target reads while it lowers."""

@@ -11,9 +11,10 @@ import torch
 
 from exporter.checkpoint.adapter import LoraAdapter
 from exporter.checkpoint.config import Config
-from exporter.checkpoint.family import Family, find_family
+from exporter.checkpoint.family import CONFIG_FILE, Family, find_family, read_config
 from exporter.checkpoint.tensors import TensorFolder
 from exporter.checkpoint.text import TextCodec
+from exporter.checkpoint.text_part import text_name
 from exporter.checkpoint.weight_map import Source
 from exporter.decoder.spec import EMBEDDING, HEAD, DecoderSpec, WeightSpec, decoder_weights, for_context
 from exporter.decoder.weights import blockwise_product
@@ -42,10 +43,10 @@ class Checkpoint:
         source = self.source(name)
         stored = source.stored_rows(rows, self.tensors.shape(source.tensor)[0])
         if stored is not None:
-            return source.scaled(self._read(source.tensor, stored))
+            return source.scaled(self._read(source.tensor, stored), rows)
         if name not in self._unpacked:
             self._unpacked.clear()
-            self._unpacked[name] = source.scaled(source.unpack(self._read(source.tensor, slice(None))))
+            self._unpacked[name] = source.scaled(source.unpack(self._read(source.tensor, source.slab)))
         return self._unpacked[name][rows]
 
     def _read(self, tensor: str, rows: slice | torch.Tensor) -> torch.Tensor:
@@ -79,23 +80,24 @@ class Checkpoint:
 
     def input_files(self) -> list[Path]:
         """Every file that the export reads, for the manifest."""
-        files = [self.folder / "config.json", *self.tensors.paths()]
+        files = [self.folder / CONFIG_FILE, *self.tensors.paths()]
         if self.adapter is not None:
             files += [self.adapter.folder / "adapter_config.json", self.adapter.folder / "adapter_model.safetensors"]
         return files + [self.folder / name for name in COMPANION_FILES if (self.folder / name).is_file()]
 
 
-def open_checkpoint(folder: Path, adapter: Path | None = None) -> Checkpoint:
-    """Opens a folder and checks names and shapes of every weight against the spec, reading headers only.
+def open_checkpoint(folder: Path, adapter: Path | None = None, text_only: bool = False) -> Checkpoint:
+    """Opens a folder and checks names and shapes of every weight against the spec, reading headers only. With `text_only`, what counts
+    is the text decoder of a whole with towers.
 
     Raises CheckpointError naming the file or field.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: not a folder", "pass a Hugging Face checkpoint folder with --model")
-    config = Config.read(folder / "config.json")
-    family = find_family(config)
+    config = read_config(folder / CONFIG_FILE, text_only)
+    family = find_family(config, text_only)
     spec = family.decoder_spec(config)
-    tensors = TensorFolder(folder)
+    tensors = TensorFolder(folder, text_name if text_only else str)
     merged = None if adapter is None else LoraAdapter(adapter)
     checkpoint = Checkpoint(folder, config, family, spec, tensors, merged)
     for weight in decoder_weights(spec):

@@ -11,6 +11,7 @@ from exporter.decoder.spec import (
     Activation,
     AttentionSpec,
     DecoderSpec,
+    ExpertsSpec,
     FeedForwardSpec,
     LayerSpec,
     NormSpan,
@@ -51,11 +52,14 @@ class DenseTraits:
     score_scales: tuple[float, ...] | None = None
     """Per layer; None means one over the root of the head dimension."""
     score_cap: float | None = None
+    learned_sinks: bool = False
     inner_size: int | None = None
     """Width of the feed-forward block when the config names none."""
     activation: Activation | None = None
     """None means the config's `hidden_act`."""
     gated: bool = True
+    experts: tuple[ExpertsSpec | None, ...] | None = None
+    """Per layer; a layer without any has the dense block that the config describes."""
     tied_default: bool = False
     embedding_norm: NormSpec | None = None
     learned_positions: int = 0
@@ -133,9 +137,10 @@ def dense_decoder(config: Config, family: str, traits: DenseTraits) -> DecoderSp
     feed_forward = FeedForwardSpec(
         inner, traits.activation or config.activation(), traits.feed_forward_bias, traits.gated
     )
+    experts = traits.experts or (None,) * layer_count(config)
     layers = tuple(
-        _layer(_attention(shape, traits, window, turn, scale), feed_forward, norm, traits)
-        for window, turn, scale in zip(traits.windows, rotary, scales, strict=True)
+        _layer(_attention(shape, traits, window, turn, scale), block or feed_forward, norm, traits)
+        for window, turn, scale, block in zip(traits.windows, rotary, scales, experts, strict=True)
     )
     return DecoderSpec(
         family,
@@ -160,7 +165,9 @@ def _context_limit(config: Config, rotary: tuple[RotarySpec | None, ...]) -> int
     return int(limit * min(stretched, default=1.0))
 
 
-def _layer(attention: AttentionSpec, feed_forward: FeedForwardSpec, norm: NormSpec, traits: DenseTraits) -> LayerSpec:
+def _layer(
+    attention: AttentionSpec, feed_forward: FeedForwardSpec | ExpertsSpec, norm: NormSpec, traits: DenseTraits
+) -> LayerSpec:
     before = norm if traits.norm_before else None
     after = norm if traits.norm_after else None
     second = None if traits.shared_norm else before
@@ -183,4 +190,5 @@ def _attention(
         traits.query_key_norm_span,
         traits.score_cap,
         traits.distance_slopes,
+        traits.learned_sinks,
     )

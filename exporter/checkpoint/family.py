@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.config import Config
+from exporter.checkpoint.text_part import TEXT_CONFIG, text_part
 from exporter.checkpoint.weight_map import LLAMA_WEIGHTS, WeightMap
 from exporter.decoder.spec import DecoderSpec
 from exporter.errors import CheckpointError
@@ -38,11 +39,14 @@ class Family:
     decoder_spec: Callable[[Config], DecoderSpec]
     published: Published
     weights: Callable[[Config], WeightMap] = llama_weights
+    text_parts: tuple[str, ...] = ()
+    """What `model_type` says of checkpoints with towers, or of their `text_config`, whose text decoder is of this family."""
 
     def published_spec(self) -> DecoderSpec:
         return self.decoder_spec(Config({"model_type": self.model_type, **self.published.config}, self.published.name))
 
 
+CONFIG_FILE = "config.json"
 TOWERS = ("vision_config", "audio_config", "speech_config")
 ENCODER_HEADS = ("ForMaskedLM", "ForConditionalGeneration", "ForSequenceClassification", "ForTokenClassification")
 ENCODERS = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
@@ -60,14 +64,18 @@ def all_families() -> Registry[Family]:
     return FAMILIES
 
 
-def find_family(config: Config) -> Family:
-    """The family of a config. Raises CheckpointError naming the nearest supported model_type."""
+def find_family(config: Config, text_only: bool = False) -> Family:
+    """The family of a config, with `text_only` also of the text decoder of a whole with towers. Raises CheckpointError naming the
+    nearest supported model_type."""
     known = all_families()
     if config.get("model_type") is None:
         raise config.fault("model_type", f"is missing; supported: {', '.join(known.names())}")
     model_type = config.text("model_type")
     if model_type in known:
         return known.get(model_type)
+    part = _family_of_part(model_type, known)
+    if text_only and part is not None:
+        return part
     problem = f"{config.source}: model_type: {model_type!r} {_why_not(config)}"
     raise CheckpointError(problem, f"{_text_decoder(config, known)}{did_you_mean(model_type, known.names())}")
 
@@ -84,16 +92,33 @@ def _why_not(config: Config) -> str:
     return "is not supported"
 
 
+def _family_of_part(model_type: object, known: Registry[Family]) -> Family | None:
+    families = (known.get(name) for name in known)
+    return next((family for family in families if model_type in (family.model_type, *family.text_parts)), None)
+
+
 def _text_decoder(config: Config, known: Registry[Family]) -> str:
     """Points to a supported decoder inside a checkpoint of several parts."""
-    inner = config.get("text_config")
-    kind = inner.get("model_type") if isinstance(inner, dict) else None
-    if kind is None or kind not in known:
+    inner = config.get(TEXT_CONFIG)
+    kind = inner.get("model_type") if isinstance(inner, dict) else config.get("model_type")
+    family = _family_of_part(kind, known)
+    if family is None:
         return ""
-    return f"its text decoder is a {kind}, which is: save that part alone as a checkpoint of its own; "
+    return f"its text decoder is a {family.model_type}, which is: export it with --text-only; "
 
 
-def read_spec(folder: Path) -> DecoderSpec:
+def read_config(path: Path, text_only: bool = False) -> Config:
+    """A file `config.json`, or with `text_only` what it says of the text decoder."""
+    config = Config.read(path)
+    return text_part(config) if text_only else config
+
+
+def read_spec(folder: Path, text_only: bool = False) -> DecoderSpec:
     """The DecoderSpec alone: reads `config.json` and no weight."""
-    config = Config.read(folder / "config.json")
-    return find_family(config).decoder_spec(config)
+    return read_spec_file(folder / CONFIG_FILE, text_only)
+
+
+def read_spec_file(config_file: Path, text_only: bool = False) -> DecoderSpec:
+    """The same for a `config.json` that may lie anywhere."""
+    config = read_config(config_file, text_only)
+    return find_family(config, text_only).decoder_spec(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from exporter.checkpoint.config import Config
 from exporter.decoder.spec import RotaryScaling, RotaryScalingKind, RotarySpec
 from exporter.errors import CheckpointError
@@ -63,9 +65,6 @@ def _scaling(config: Config, parameters: Config, dimensions: int) -> RotaryScali
     known = [entry.value for entry in RotaryScalingKind]
     if kind not in known:
         raise CheckpointError(f"{parameters.source}: unsupported rope_type {kind!r}", did_you_mean(kind, known))
-    for unsupported, neutral in (("truncate", True), ("mscale", None), ("mscale_all_dim", None)):
-        if parameters.get(unsupported, neutral) != neutral:
-            raise parameters.fault(unsupported, "is not supported")
     rule = RotaryScalingKind(kind)
     if rule is RotaryScalingKind.LONGROPE:
         return _longrope(config, parameters, dimensions)
@@ -80,7 +79,8 @@ def _scaling(config: Config, parameters: Config, dimensions: int) -> RotaryScali
         parameters.positive("high_freq_factor", 4.0),
         parameters.positive("beta_fast", 32.0),
         parameters.positive("beta_slow", 1.0),
-        _attention_factor(parameters),
+        _attention_factor(parameters) or _ratio_of_scales(parameters),
+        truncate=parameters.flag("truncate", True),
     )
 
 
@@ -116,3 +116,17 @@ def _original_context(config: Config, parameters: Config) -> int:
 
 def _attention_factor(parameters: Config) -> float | None:
     return None if parameters.get("attention_factor") is None else parameters.positive("attention_factor")
+
+
+def _ratio_of_scales(parameters: Config) -> float | None:
+    """DeepSeek's way of saying how much YaRN sharpens: one factor for the rotated channels, of which that for all is taken off."""
+    rotated, everywhere = (parameters.number(name, 0.0) for name in ("mscale", "mscale_all_dim"))
+    if not rotated or not everywhere:
+        return None
+    factor = parameters.positive("factor")
+    return sharpening(factor, rotated) / sharpening(factor, everywhere)
+
+
+def sharpening(factor: float, scale: float) -> float:
+    """YaRN's factor on scores of contexts stretched by `factor`, or a part of it."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,9 +18,12 @@ SINGLE_FILE = "model.safetensors"
 class TensorFolder:
     """Names, shapes and lazily read values of every tensor of a checkpoint folder, single-file or sharded."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, renamed: Callable[[str], str] = str) -> None:
+        """`renamed` says under which name a stored tensor is asked for."""
         self.folder = folder
-        self.files = self._files_by_tensor()
+        files = self._files_by_tensor()
+        self._stored = {renamed(name): name for name in files}
+        self.files = {name: files[stored] for name, stored in self._stored.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
@@ -28,7 +32,7 @@ class TensorFolder:
         """Read from the file's header. Raises CheckpointError when the index lists the tensor but its file lacks it."""
         file = self.files[name]
         try:
-            return tuple(self._handle(file).get_slice(name).get_shape())
+            return tuple(self._handle(file).get_slice(self._stored[name]).get_shape())
         except SafetensorError as fault:
             raise CheckpointError(
                 f"{self.folder / file}: cannot read {name} ({fault})", "copy the file and its index again"
@@ -40,7 +44,7 @@ class TensorFolder:
         The file is mapped anew for each read, and only the pages of these rows are touched: memory stays bounded by the rows."""
         file = self.files[name]
         try:
-            tensor = self._handle(file).get_tensor(name)[rows]
+            tensor = self._handle(file).get_tensor(self._stored[name])[rows]
         except (SafetensorError, OSError, RuntimeError) as fault:
             raise CheckpointError(
                 f"{self.folder / file}: cannot read {name} ({fault})", "copy the file again"

@@ -6,6 +6,7 @@ of that is undone while it is read, so that no target knows of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # the plan knows families and must stay free of torch
 
 LAYERS = "layers."
 BIAS = ".bias"
+NUMBERED = re.compile(r"^(?P<block>.+\.(?:experts|heads))\.(?P<number>\d+)\.(?P<rest>.+)$")
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,50 @@ def fused(*counts: int) -> tuple[Rows, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """A weight as a tensor of the files: value = part * factor + offset. `{}` in the name stands for the number of the layer."""
+    """A weight as a tensor of the files: value = part * factor + offset. `{}` in the name stands for the number of the layer; a second
+    one for that of the expert.
+
+    `row_factors` holds further factors for so many rows each, one after another: a fused weight whose parts are scaled apart.
+    """
 
     tensor: str
     rows: Rows | None = None
     transposed: bool = False
     factor: float = 1.0
     offset: float = 0.0
+    members: int = 0
+    """A tensor that holds this weight of so many experts, first axis; 0 for a tensor of its own."""
+    member: int = 0
+    rows_per_member: int = 0
+    """Of a tensor that holds the rows of one head after another: how many each has."""
+    order: tuple[int, ...] = ()
+    """In every run of so many rows of the weight, the number that each has in the tensor."""
+    turned: bool = False
+    """Whether the weight's rows, once taken, lie transposed."""
+    row_factors: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def slab(self) -> slice:
+        """The part of the tensor, along its first axis, that has to be read for this weight."""
+        return slice(self.member, self.member + 1) if self.members else slice(None)
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the tensor that holds a weight of this shape."""
+        shape = shape[::-1] if self.turned else shape
         if self.rows is not None:
             shape = (shape[0] // self.rows.count * self.rows.period, *shape[1:])
-        return shape[::-1] if self.transposed else shape
+        shape = shape[::-1] if self.transposed else shape
+        return (self.members, *shape) if self.members else shape
 
     def stored_rows(self, rows: slice | torch.Tensor, stored: int) -> slice | torch.Tensor | None:
         """Which rows of the tensor, which has `stored` of them, are these rows of the weight; None when they are none of its rows."""
-        if self.transposed or (self.rows is not None and self.rows.period != stored):
+        if (
+            self.transposed
+            or self.members
+            or self.order
+            or self.turned
+            or (self.rows is not None and self.rows.period != stored)
+        ):
             return None
         if self.rows is None:
             return rows
@@ -59,24 +88,32 @@ class Source:
         return slice(self.rows.start + start, self.rows.start + stop)
 
     def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The weight's part of the whole tensor, rows first."""
+        """The weight's part of the slab that was read, rows first."""
+        if self.members:
+            tensor = tensor[0]
         if self.transposed:
             tensor = tensor.T
         if self.rows is not None:
             runs = tensor.unflatten(0, (-1, self.rows.period))
             tensor = runs[:, self.rows.start : self.rows.start + self.rows.count].flatten(0, 1)
-        return tensor.contiguous()
+        if self.order:
+            tensor = tensor.unflatten(0, (-1, len(self.order)))[:, list(self.order)].flatten(0, 1)
+        return (tensor.T if self.turned else tensor).contiguous()
 
-    def scaled(self, part: torch.Tensor) -> torch.Tensor:
-        """Factor and offset applied."""
+    def scaled(self, part: torch.Tensor, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """Factors and offset applied to these rows of the weight."""
         if self.factor != 1.0:
             part = part * self.factor
+        if self.row_factors:
+            factors = [factor for count, factor in self.row_factors for _ in range(count)]
+            part = part * part.new_tensor(factors)[rows].view(-1, *[1] * (part.dim() - 1))
         return part + self.offset if self.offset else part
 
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Sources by canonical name, layers without their number: "layers.attention.query". A bias is found beside its matrix or gain.
+    """Sources by canonical name, layers, experts and heads without their number: "layers.attention.query". A bias is found beside its
+    matrix or gain.
 
     `prefix` begins the tensors' names in a checkpoint of a language model; one saved from the bare decoder lacks it. `former` holds
     what older checkpoints call a tensor.
@@ -93,11 +130,22 @@ class WeightMap:
 
     def source(self, name: str) -> Source:
         """Where a weight lies, by its canonical name with the layer's number."""
-        if not name.startswith(LAYERS):
+        own = name.removesuffix(BIAS) in self.sources or name in self.sources
+        if own or not name.startswith(LAYERS):  # one layer may be an exception
             return self._find(name)
         _, index, rest = name.split(".", 2)
-        found = self._find(f"{LAYERS}{rest}")
-        return replace(found, tensor=found.tensor.format(index))
+        numbered = NUMBERED.match(rest)
+        if numbered is None:
+            found = self._find(f"{LAYERS}{rest}")
+            return replace(found, tensor=found.tensor.format(index))
+        found = self._find(f"{LAYERS}{numbered['block']}.{numbered['rest']}")
+        number = int(numbered["number"])
+        return replace(
+            found,
+            tensor=found.tensor.format(index, number),
+            rows=found.rows and replace(found.rows, start=found.rows.start + number * found.rows_per_member),
+            member=number if found.members else 0,
+        )
 
     def including(self, sources: dict[str, Source]) -> WeightMap:
         """The same map with more sources, or others."""

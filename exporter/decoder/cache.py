@@ -18,7 +18,7 @@ EMPTY = -1
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Slots of one layer. A full-attention layer has `window` None and one slot per position of the context.
+    """Slots of one layer, none if it has no attention. A full-attention layer has `window` None and one slot per position of the context.
 
     A windowed layer keeps the first `sinks` positions forever and the rest in a ring of `window + chunk - 1` slots: the
     least that lets a whole chunk be written before its first token attends. It never needs more slots than the context.
@@ -77,6 +77,9 @@ def cache_layout(spec: DecoderSpec, settings: CacheSettings) -> tuple[LayerCache
     context is no window."""
     layout = []
     for layer in spec.layers:
+        if layer.attention is None:
+            layout.append(LayerCache(0))
+            continue
         windows = [value for value in (layer.attention.window, settings.window) if value is not None]
         window = min(windows, default=None)
         if window is None or window + settings.sinks >= settings.context:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from exporter.decoder.experts import SHARED, SHARED_GATE
+from exporter.decoder.latent_forward import latent_attention
+from exporter.decoder.mixers import mix_by_recurrence
 from exporter.decoder.ops import Ops, Tensor
+from exporter.decoder.shared_block import shared_block
 from exporter.decoder.spec import (
     EMBEDDING,
     EMBEDDING_NORM,
@@ -11,6 +15,7 @@ from exporter.decoder.spec import (
     POSITIONS,
     AttentionSpec,
     DecoderSpec,
+    ExpertsSpec,
     FeedForwardSpec,
     LayerSpec,
     NormKind,
@@ -27,9 +32,9 @@ def decode_chunk(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tens
 
 def decode_hidden(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tensor:
     """The chunk's hidden states before the final norm: token ids [S] -> [S, D]."""
-    hidden = decode_embedding(ops, spec, token_ids)
+    hidden = embedded = decode_embedding(ops, spec, token_ids)
     for index in range(len(spec.layers)):
-        hidden = decode_layer(ops, spec, index, hidden)
+        hidden = decode_layer(ops, spec, index, hidden, embedded)
     return hidden
 
 
@@ -41,16 +46,21 @@ def decode_embedding(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> 
     return _norm(ops, hidden, EMBEDDING_NORM, spec.embedding_norm)
 
 
-def decode_layer(ops: Ops[Tensor], spec: DecoderSpec, index: int, hidden: Tensor) -> Tensor:
-    """One layer with its residual connections: [S, D] -> [S, D]."""
+def decode_layer(ops: Ops[Tensor], spec: DecoderSpec, index: int, hidden: Tensor, embedded: Tensor) -> Tensor:
+    """One layer with its residual connections: [S, D], and what the first layer read -> [S, D]."""
     layer, prefix = spec.layers[index], f"layers.{index}"
+    if layer.shared is not None and layer.recurrence is not None:
+        read = ops.add(hidden, shared_block(ops, layer, layer.shared, index, ops.join(hidden, embedded)))
+        normed = _norm(ops, read, f"{prefix}.attention_norm", layer.attention_norm)
+        return ops.add(hidden, mix_by_recurrence(ops, layer.recurrence, index, normed))
     normed = _norm(ops, hidden, f"{prefix}.attention_norm", layer.attention_norm)
-    attended = _attention(ops, layer.attention, index, normed)
-    attended = _norm(ops, attended, f"{prefix}.attention_post_norm", layer.attention_post_norm)
+    mixed = _norm(ops, _mixed(ops, layer, index, normed), f"{prefix}.attention_post_norm", layer.attention_post_norm)
     if layer.parallel:
         beside = normed if layer.feed_forward_norm is None else hidden
-        return ops.add(ops.add(hidden, attended), _feed_forward(ops, layer, prefix, beside))
-    hidden = ops.add(hidden, attended)
+        return ops.add(ops.add(hidden, mixed), _feed_forward(ops, layer, prefix, beside))
+    hidden = ops.add(hidden, mixed)
+    if layer.feed_forward is None:
+        return hidden
     return ops.add(hidden, _feed_forward(ops, layer, prefix, hidden))
 
 
@@ -71,7 +81,17 @@ def _norm(ops: Ops[Tensor], value: Tensor, gain: str, norm: NormSpec | None) -> 
     return ops.rms_norm(value, gain, norm) if norm.kind is NormKind.RMS else ops.layer_norm(value, gain, norm)
 
 
+def _mixed(ops: Ops[Tensor], layer: LayerSpec, index: int, value: Tensor) -> Tensor:
+    """What a layer's tokens learn of one another: [S, D] -> [S, D]."""
+    if layer.recurrence is None:
+        return _attention(ops, layer.heads, index, value)
+    recurred = mix_by_recurrence(ops, layer.recurrence, index, value)
+    return recurred if layer.attention is None else ops.add(recurred, _attention(ops, layer.attention, index, value))
+
+
 def _attention(ops: Ops[Tensor], attention: AttentionSpec, index: int, value: Tensor) -> Tensor:
+    if attention.latent is not None:
+        return latent_attention(ops, attention, attention.latent, index, value)
     prefix, bias = f"layers.{index}.attention", attention.query_key_value_bias
     query, key, cached_value = (ops.linear(value, f"{prefix}.{name}", bias) for name in ("query", "key", "value"))
     query = _heads(ops, attention, query, f"{prefix}.query_norm", attention.query_heads)
@@ -92,8 +112,20 @@ def _heads(ops: Ops[Tensor], attention: AttentionSpec, value: Tensor, gain: str,
 
 def _feed_forward(ops: Ops[Tensor], layer: LayerSpec, prefix: str, value: Tensor) -> Tensor:
     block, name = layer.feed_forward, f"{prefix}.feed_forward"
+    assert block is not None
     value = _norm(ops, value, f"{name}_norm", layer.feed_forward_norm)
-    return _norm(ops, _dense(ops, block, name, value), f"{name}_post_norm", layer.feed_forward_post_norm)
+    mixed = _experts(ops, block, name, value) if isinstance(block, ExpertsSpec) else _dense(ops, block, name, value)
+    return _norm(ops, mixed, f"{name}_post_norm", layer.feed_forward_post_norm)
+
+
+def _experts(ops: Ops[Tensor], block: ExpertsSpec, prefix: str, value: Tensor) -> Tensor:
+    mixed = ops.experts(value, prefix, block)
+    if block.shared is None:
+        return mixed
+    shared = _dense(ops, block.shared, f"{prefix}.{SHARED}", value)
+    if block.shared_gate:
+        shared = ops.token_gate(shared, value, f"{prefix}.{SHARED_GATE}")
+    return ops.add(mixed, shared)
 
 
 def _dense(ops: Ops[Tensor], block: FeedForwardSpec, prefix: str, value: Tensor) -> Tensor:

@@ -72,8 +72,10 @@ def _yarn(base: torch.Tensor, rotary: RotarySpec, scaling: RotaryScaling) -> tor
         ratio = scaling.original_context / (rotations * 2 * math.pi)
         return rotary.dimensions * math.log(ratio) / (2 * math.log(rotary.theta))
 
-    low = max(math.floor(channel_of(scaling.beta_fast)), 0)
-    high = min(math.ceil(channel_of(scaling.beta_slow)), rotary.dimensions - 1)
+    low, high = channel_of(scaling.beta_fast), channel_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary.dimensions - 1)
     span = max(high - low, 0.001)
     ramp = ((torch.arange(rotary.dimensions // 2).float() - low) / span).clamp(0, 1)
     return base / scaling.factor * ramp + base * (1 - ramp)

@@ -11,21 +11,27 @@ from dataclasses import dataclass
 
 import torch
 
-from exporter.decoder.eager_ops import EagerOps, capped, rotate
+from exporter.decoder.eager_ops import EagerOps, capped, rotate, softmax_beside
 from exporter.decoder.rotary import cosine_sine
-from exporter.decoder.spec import AttentionSpec, RotarySpec
+from exporter.decoder.spec import AttentionSpec, ExpertsSpec, RotarySpec, sinks_name
 from exporter.decoder.weights import WeightStore
 
 ObserveAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 """Gets the layer, query [N * S, H, Hd], key and value [N * S, K, Hd]."""
 
 
+ObserveExperts = Callable[[str, ExpertsSpec, torch.Tensor, torch.Tensor], None]
+"""Gets the name of the block, its spec, what it reads [N * S, D], and the chosen experts int64 [N * S, k]."""
+
+
 @dataclass(frozen=True)
 class Hooks:
-    """What calibration listens to. `linear_input` gets the matrix name and its input [N * S, in], before the product."""
+    """What calibration listens to. `linear_input` gets the matrix name and its input [N * S, in], before the product; `experts` is
+    called between routing and the products of the experts."""
 
     linear_input: Callable[[str, torch.Tensor], None] | None = None
     attention: ObserveAttention | None = None
+    experts: ObserveExperts | None = None
 
 
 class SequenceOps(EagerOps):
@@ -44,10 +50,19 @@ class SequenceOps(EagerOps):
     def positions(self, table: str) -> torch.Tensor:
         return self.weights.dense(table)[: self.length].repeat(self._sequences, 1)
 
+    def sequences(self, value: torch.Tensor) -> torch.Tensor:
+        return value.unflatten(0, (-1, self.length))
+
     def linear(self, value: torch.Tensor, matrix: str, bias: bool) -> torch.Tensor:
         if self.hooks.linear_input is not None:
             self.hooks.linear_input(matrix, value)
         return super().linear(value, matrix, bias)
+
+    def routed(self, value: torch.Tensor, prefix: str, experts: ExpertsSpec) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen, weights = super().routed(value, prefix, experts)
+        if self.hooks.experts is not None:
+            self.hooks.experts(prefix, experts, value, chosen)
+        return chosen, weights
 
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
         tables = cosine_sine(rotary, torch.arange(self.length))
@@ -61,18 +76,19 @@ class SequenceOps(EagerOps):
             self.hooks.attention(layer, query, key, value)
         query, key, value = (part.unflatten(0, (-1, self.length)).transpose(1, 2) for part in (query, key, value))
         mask = self._mask(attention)
-        if attention.score_cap is None:
+        if attention.score_cap is None and not attention.learned_sinks:
             mixed = torch.nn.functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, scale=attention.score_scale, enable_gqa=True
             )
         else:
-            mixed = _capped_attention(attention, query, key, value, mask)
+            sinks = self.weights.dense(sinks_name(layer)) if attention.learned_sinks else None
+            mixed = _attention_by_hand(attention, query, key, value, mask, sinks)
         return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _mask(self, attention: AttentionSpec) -> torch.Tensor:
         """bool [S, S]: causal, within the window; float [1 or H, S, S] to be added where scores are more than products."""
         visible = self._visible(attention.window)
-        if attention.distance_slopes is None and attention.score_cap is None:
+        if attention.distance_slopes is None and attention.score_cap is None and not attention.learned_sinks:
             return visible
         positions, slopes = torch.arange(self.length), torch.tensor(attention.distance_slopes or (0.0,))
         distances = slopes[:, None, None] * (positions[None, :] - positions[:, None])
@@ -86,13 +102,19 @@ class SequenceOps(EagerOps):
         return self._masks[window]
 
 
-def _capped_attention(
-    attention: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+def _attention_by_hand(
+    attention: AttentionSpec,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One sequence at a time: query [N, H, S, Hd], key and value [N, K, S, Hd], mask [1 or H, S, S] -> [N, H, S, Hd]."""
+    """Where scores are capped or share their softmax. One sequence at a time: query [N, H, S, Hd], key and value [N, K, S, Hd], mask
+    [1 or H, S, S] -> [N, H, S, Hd]."""
     mixed = torch.empty_like(query)
     for index in range(query.shape[0]):
         keys, values = (part[index].repeat_interleave(attention.group, 0) for part in (key, value))
         scores = capped(query[index] @ keys.transpose(1, 2) * attention.score_scale, attention.score_cap)
-        mixed[index] = (scores + mask).softmax(-1) @ values
+        mixed[index] = softmax_beside(scores + mask, sinks) @ values
     return mixed

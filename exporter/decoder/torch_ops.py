@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from exporter.decoder.cache import LayerCache
-from exporter.decoder.eager_ops import EagerOps, capped, rotate
+from exporter.decoder.eager_ops import EagerOps, capped, rotate, softmax_beside
 from exporter.decoder.rotary import cosine_sine
-from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec
+from exporter.decoder.scan import dual_steps
+from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec, sinks_name
 from exporter.decoder.weights import WeightStore
 from exporter.quantize.formats import KvFormat, KvScaling
 from exporter.quantize.kv_codec import ChannelConstants, EncodedRows, KvCodec, LayerKvConstants
@@ -20,9 +21,9 @@ FLOAT_KV = KvFormat(32, KvScaling.NONE)
 
 
 class TorchLayerCache:
-    """Stored keys and values of one layer: `slots` rows of encoded vectors."""
+    """Stored keys and values of one layer: `slots` rows of encoded vectors. Without a codec for values, keys are values."""
 
-    def __init__(self, layout: LayerCache, key: KvCodec, value: KvCodec) -> None:
+    def __init__(self, layout: LayerCache, key: KvCodec, value: KvCodec | None) -> None:
         self.layout, self.key, self.value = layout, key, value
         self._keys: EncodedRows | None = None
         self._values: EncodedRows | None = None
@@ -33,15 +34,36 @@ class TorchLayerCache:
         positions = np.arange(self.length, self.length + keys.shape[0])
         slots = torch.from_numpy(self.layout.slot_of(positions))
         self._keys = _store(self._keys, self.key.encode(keys), slots, self.layout.slots)
-        self._values = _store(self._values, self.value.encode(values), slots, self.layout.slots)
+        if self.value is not None:
+            self._values = _store(self._values, self.value.encode(values), slots, self.layout.slots)
         self.length += keys.shape[0]
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
         """Decoded (prepared) keys and values float32 [used, K, Hd] and the positions int64 [used] they belong to."""
-        assert self._keys is not None and self._values is not None
+        assert self._keys is not None
         used = min(self.length, self.layout.slots)
         held = self.layout.held_positions(self.length)[:used]
-        return self.key.decode(_first(self._keys, used)), self.value.decode(_first(self._values, used)), held
+        keys = self.key.decode(_first(self._keys, used))
+        if self.value is None or self._values is None:
+            return keys, keys, held
+        return keys, self.value.decode(_first(self._values, used)), held
+
+    def restore(self, mixed: torch.Tensor) -> torch.Tensor:
+        """Sums of prepared values [..., K, G, Hd] as sums of the values themselves."""
+        return (self.value or self.key).restore(mixed)
+
+    def stored(self) -> dict[str, np.ndarray]:
+        """Whatever is held, float32 by name: `keys` and `values` [slots, K, n]; where the codec has them also `keys.scale`, `keys.zero`
+        and their like [slots, K, 1]."""
+        sides = {"keys": self._keys, "values": self._values}
+        parts = {
+            name: part
+            for side, rows in sides.items()
+            if rows is not None
+            for name, part in ((side, rows.codes), (f"{side}.scale", rows.scale), (f"{side}.zero", rows.zero))
+            if part is not None
+        }
+        return {name: (part if part.dim() == 3 else part[..., None]).float().numpy() for name, part in parts.items()}
 
     def stored_bytes(self) -> int:
         """Bytes that the cache really allocates."""
@@ -50,7 +72,9 @@ class TorchLayerCache:
 
 
 class TorchOps(EagerOps):
-    """Interprets the decoder chunk by chunk, through the cache."""
+    """Interprets the decoder chunk by chunk, through the cache, and recurrences token by token."""
+
+    dual = staticmethod(dual_steps)
 
     def __init__(
         self,
@@ -64,21 +88,40 @@ class TorchOps(EagerOps):
         self.spec, self.layout = spec, layout
         self.kv_format, self.kv_constants = kv_format, kv_constants
         self._chunk = (0, 0)
-        self.caches: list[TorchLayerCache] = []
+        self.caches: dict[int, TorchLayerCache] = {}
+        self.states: dict[tuple[int, str], torch.Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
-        """Forgets every cached token."""
-        self.caches = []
+        """Forgets every token."""
+        self._chunk = (0, 0)
+        self.caches, self.states = {}, {}
         for index, layer in enumerate(self.spec.layers):
+            if layer.attention is None:
+                continue
             identity = ChannelConstants.identity(layer.attention.kv_heads, layer.attention.head_dim)
             constants = self.kv_constants[index] if self.kv_constants else LayerKvConstants(identity, identity)
             key, value = KvCodec(self.kv_format, constants.key), KvCodec(self.kv_format, constants.value)
-            self.caches.append(TorchLayerCache(self.layout[index], key, value))
+            self.caches[index] = TorchLayerCache(self.layout[index], key, None if layer.attention.latent else value)
+
+    def stored_cache(self) -> dict[str, np.ndarray]:
+        """`TorchLayerCache.stored` of every layer, as `layers.I.NAME`."""
+        return {
+            f"layers.{index}.{name}": part
+            for index, cache in self.caches.items()
+            for name, part in cache.stored().items()
+        }
 
     def embedding(self, token_ids: torch.Tensor, table: str) -> torch.Tensor:
-        self._chunk = (self.caches[0].length, token_ids.shape[0])
+        self._chunk = (sum(self._chunk), token_ids.shape[0])
         return super().embedding(token_ids, table)
+
+    def take_state(self, layer: int, name: str, shape: tuple[int, ...], count: int) -> torch.Tensor:
+        held = self.states.get((layer, name))
+        return super().take_state(layer, name, shape, count) if held is None else held
+
+    def keep_state(self, layer: int, name: str, state: torch.Tensor) -> None:
+        self.states[layer, name] = state
 
     def positions(self, table: str) -> torch.Tensor:
         start, length = self._chunk
@@ -104,8 +147,9 @@ class TorchOps(EagerOps):
             slopes = torch.tensor(attention.distance_slopes).view(attention.kv_heads, attention.group, 1, 1)
             scores = scores + slopes * torch.from_numpy(held[None, :] - positions[:, None])
         visible = torch.from_numpy(cache.layout.visible(positions, held))
-        probabilities = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-        mixed = cache.value.restore(torch.einsum("krsc,ckd->skrd", probabilities, values))
+        sinks = self.weights.dense(sinks_name(layer)) if attention.learned_sinks else None
+        probabilities = softmax_beside(scores.masked_fill(~visible, -torch.inf).flatten(0, 1), sinks).view_as(scores)
+        mixed = cache.restore(torch.einsum("krsc,ckd->skrd", probabilities, values))
         return mixed.flatten(1)
 
 

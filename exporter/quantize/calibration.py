@@ -67,14 +67,12 @@ class KvCalibrator:
         self.spec = spec
 
         def statistics() -> list[ChannelStatistics]:
-            return [
-                ChannelStatistics.empty(layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers
-            ]
+            return [ChannelStatistics.empty(*_heads(spec, index)) for index in range(len(spec.layers))]
 
         self.queries, self.keys, self.values = statistics(), statistics(), statistics()
 
     def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        attention = self.spec.layers[layer].attention
+        attention = self.spec.layers[layer].heads
         self.queries[layer].add(query.unflatten(1, (attention.kv_heads, attention.group)).transpose(1, 2).flatten(0, 1))
         self.keys[layer].add(key)
         self.values[layer].add(value)
@@ -109,25 +107,37 @@ class KvCalibrator:
         return tuple(self._layer(index, kv_format) for index in range(len(self.spec.layers)))
 
     def _layer(self, index: int, kv_format: KvFormat) -> LayerKvConstants:
+        """Keys are centered where a number added to all scores changes nothing, values where probabilities sum to one."""
         queries, keys, values = self.queries[index], self.keys[index], self.values[index]
-        capped = self.spec.layers[index].attention.score_cap is not None
+        attention = self.spec.layers[index].attention
+        if attention is None:
+            return LayerKvConstants(ChannelConstants.identity(0, 0), ChannelConstants.identity(0, 0))
+        centered = attention.score_cap is None and not attention.learned_sinks
         if kv_format.scaling is KvScaling.STATIC:
             per_channel = kv_format.per_channel
             return LayerKvConstants(
-                _static(keys, kv_format.bits, per_channel, centered=not capped),
-                _static(values, kv_format.bits, per_channel),
+                _static(keys, kv_format.bits, per_channel, centered),
+                _static(values, kv_format.bits, per_channel, not attention.learned_sinks),
             )
-        if kv_format.scaling is KvScaling.PER_TOKEN and kv_format.bits < 8:
+        # one scale for a rotated key and a latent together: their channels differ by more than those of a head
+        if kv_format.scaling is KvScaling.PER_TOKEN and (kv_format.bits < 8 or attention.latent):
             query_size = queries.root_mean_square.clamp_min(SMALLEST_SPREAD)
             key_balance = (keys.deviation.clamp_min(SMALLEST_SPREAD) / query_size).sqrt()
-            key_center = torch.zeros_like(keys.mean) if capped else keys.mean
+            key_center = keys.mean if centered else torch.zeros_like(keys.mean)
+            value_center = torch.zeros_like(values.mean) if attention.learned_sinks else values.mean
             value_balance = values.deviation.clamp_min(SMALLEST_SPREAD).sqrt()
             return LayerKvConstants(
                 ChannelConstants(key_center.float(), key_balance.float()),
-                ChannelConstants(values.mean.float(), value_balance.float()),
+                ChannelConstants(value_center.float(), value_balance.float()),
             )
         shape = keys.low.shape
         return LayerKvConstants(ChannelConstants.identity(*shape), ChannelConstants.identity(*shape))
+
+
+def _heads(spec: DecoderSpec, layer: int) -> tuple[int, int]:
+    """Key/value heads and channels of a head; none of a layer without attention."""
+    attention = spec.layers[layer].attention
+    return (0, 0) if attention is None else (attention.kv_heads, attention.head_dim)
 
 
 def _static(statistics: ChannelStatistics, bits: int, per_channel: bool, centered: bool = True) -> ChannelConstants:

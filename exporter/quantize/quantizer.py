@@ -19,16 +19,18 @@ from exporter.decoder.sequence_ops import Hooks, ObserveAttention, SequenceOps
 from exporter.decoder.spec import (
     EMBEDDING,
     HEAD,
-    SHARED_INPUTS,
     DecoderSpec,
+    ExpertsSpec,
     WeightKind,
     WeightSpec,
     embedding_weights,
     head_name,
     head_weights,
     layer_weights,
+    same_input,
 )
 from exporter.decoder.weights import DecoderWeights, WeightStore, row_blocks
+from exporter.quantize.expert_rows import calibration_rows, filled_up
 from exporter.quantize.formats import RoundingMethod, WeightFormat, WeightSettings
 from exporter.quantize.gptq import GptqRounder
 from exporter.quantize.int4 import QuantizedMatrix, join_rows, quantize_nearest, split_rows
@@ -77,17 +79,19 @@ class _Stack:
 
 
 class _LayerwiseQuantizer:
-    """Keeps the hidden states of all calibration windows and what is quantized already."""
+    """Keeps the hidden states of all calibration windows and what is quantized already; and the embeddings, if layers read them."""
 
     def __init__(
         self, spec: DecoderSpec, source: WeightStore, settings: WeightSettings, observe: ObserveAttention | None
     ) -> None:
         self.spec, self.source, self.settings, self.observe = spec, source, settings, observe
         self.weights = DecoderWeights({}, {}, kept_bytes=0)
+        self.embedded = torch.empty(0)
 
     def run(self, windows: Sequence[Sequence[int]], report: Report) -> DecoderWeights:
         length = len(windows[0])
         hidden = decode_embedding(SequenceOps(self.source, length), self.spec, torch.tensor(windows).flatten())
+        self.embedded = hidden if any(layer.shared is not None for layer in self.spec.layers) else hidden[:0]
         self._keep_vectors(embedding_weights(self.spec))
         for index in range(len(self.spec.layers)):
             hidden = self._quantize_layer(index, hidden, length)
@@ -102,20 +106,26 @@ class _LayerwiseQuantizer:
 
     def _quantize_layer(self, index: int, hidden: torch.Tensor, length: int) -> torch.Tensor:
         """Quantizes one layer given its inputs [N * S, D]; returns its outputs with quantized weights."""
-        weights, prefix, matrices = layer_weights(self.spec, index), f"layers.{index}.", self.weights.matrices
+        weights, matrices = layer_weights(self.spec, index), self.weights.matrices
         shapes = {weight.name: weight.shape for weight in weights}
         self._keep_vectors(weights)
 
         def quantize(leader: str, inputs: torch.Tensor) -> None:
             if leader in matrices:
                 return
-            shared = [prefix + name for name, other in SHARED_INPUTS.items() if prefix + other == leader]
-            rows = {name: shapes[name][0] for name in (leader, *shared)}
+            rows = {name: shapes[name][0] for name in (leader, *same_input(leader))}
             whole = self._quantize(rows, inputs, self.settings.matrix_format())
             matrices.update(zip(rows, split_rows(whole, list(rows.values())), strict=True))
 
-        ops = SequenceOps(self.weights, length, Hooks(linear_input=quantize, attention=self.observe))
-        return decode_layer(ops, self.spec, index, hidden)
+        def quantize_experts(prefix: str, block: ExpertsSpec, value: torch.Tensor, chosen: torch.Tensor) -> None:
+            plain = SequenceOps(self.weights, length)
+            for name, own, others in calibration_rows(prefix, block, value, chosen):
+                quantize(f"{name}.gate", filled_up(own, others))
+                inner = plain.expert_inner(torch.cat((own, others)), name, block)
+                quantize(f"{name}.down", filled_up(inner[: len(own)], inner[len(own) :]))
+
+        hooks = Hooks(quantize, self.observe, quantize_experts)
+        return decode_layer(SequenceOps(self.weights, length, hooks), self.spec, index, hidden, self.embedded)
 
     def _quantize_tables(self, normed: torch.Tensor) -> None:
         """`normed` is what the head reads: float32 [N * S, D]."""

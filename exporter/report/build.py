@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from exporter.plan import Plan
 from exporter.progress import StageFigures
 from exporter.recipe import Recipe
-from exporter.targets.base import LowerOutcome, Obtained, Target
-from exporter.verify.parity import NEAR_TIE_LOGITS
+from exporter.targets.base import NOT_RUN, LowerOutcome, Obtained, Target
+from exporter.verify.parity import NEAR_TIE_LOGITS, ParityFigures
 from exporter.verify.verification import EvaluationSet, VerificationResult, describe_gates
 
 SCHEMA_VERSION = 1
 
 
+def artifact_obtained(target: Target) -> str:
+    """How figures of the artifact itself came about on this machine, if at all."""
+    return NOT_RUN if _ran_the_graph(target) else target.obtained
+
+
+def _ran_the_graph(target: Target) -> bool:
+    return target.obtained is Obtained.GRAPH
+
+
 def parity_section(target: Target, result: VerificationResult) -> dict[str, Any]:
-    """Artifact against oracle."""
+    """Artifact against oracle; of an artifact that nothing here runs, the graph that was lowered, under a key of its own."""
+    graph = _ran_the_graph(target)
+    nothing: dict[str, Any] = {field.name: None for field in fields(ParityFigures)}
     return {
-        "obtained": target.obtained,
+        "obtained": artifact_obtained(target),
         "reference": "TorchOps oracle on the same quantized checkpoint",
-        **asdict(result.parity),
+        **(nothing if graph else asdict(result.parity)),
+        "graph": asdict(result.parity) if graph else None,
         "exact": None if result.exact is None else asdict(result.exact),
+        "same_codes": None if result.same_codes is None else asdict(result.same_codes),
         "near_tie_logits": NEAR_TIE_LOGITS,
         "ring_wraps_per_layer": list(result.ring_wraps),
         "gates": describe_gates(result.gates),
@@ -39,7 +52,8 @@ def quality_section(target: Target, evaluation: EvaluationSet, result: Verificat
         "tokens": result.tokens,
         "perplexity_full_precision": evaluation.perplexity_full_precision,
         "perplexity_quantized": result.perplexity_quantized,
-        "perplexity_artifact": result.perplexity_artifact,
+        "perplexity_artifact": None if _ran_the_graph(target) else result.perplexity_artifact,
+        "perplexity_graph": result.perplexity_artifact if _ran_the_graph(target) else None,
         "all_windows": {
             "tokens": result.tokens_all,
             "perplexity_full_precision": evaluation.perplexity_full_precision_all,
@@ -91,6 +105,7 @@ def build_report(
             "bytes_total": outcome.kv_bytes_total,
             "slots_per_layer": list(outcome.slots_per_layer),
         },
+        "recurrent_states": {"obtained": Obtained.MEASURED, "bytes_total": outcome.state_bytes_total},
         **sections,
         "plan": plan.to_json(),
     }

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from exporter.report.charts import Bar, Line, bar_chart, histogram, line_chart
 from exporter.report.latency import Latency, shown_latency, why_not_shown
 from exporter.report.text import cache_type, size_text
+from exporter.targets.base import Obtained
 
 REPORT_PAGE = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -90,12 +91,15 @@ def _sizes(report: dict[str, Any]) -> list[Row]:
 
 def _parity(report: dict[str, Any]) -> list[Row]:
     parity = report["parity"]
-    obtained = parity["obtained"]
+    obtained, graph = parity["obtained"], parity.get("graph")
+    found = graph or parity
+    kind = Obtained.GRAPH if graph else obtained
     rows = [
-        Row("same best token", f"{100 * parity['top1_agreement']:.2f} % of {parity['tokens']}", obtained),
-        Row("of the others, near-ties", f"{parity['near_ties']} of {parity['disagreements']}", obtained),
-        Row("mean KL divergence", f"{parity['mean_kl']:.2e} nats", obtained),
-        Row("largest difference of a logit", f"{parity['max_abs_error']:.3g}", obtained),
+        *([Row("parity of the artifact", obtained)] if graph else []),
+        Row("same best token", f"{100 * found['top1_agreement']:.2f} % of {found['tokens']}", kind),
+        Row("of the others, near-ties", f"{found['near_ties']} of {found['disagreements']}", kind),
+        Row("mean KL divergence", f"{found['mean_kl']:.2e} nats", kind),
+        Row("largest difference of a logit", f"{found['max_abs_error']:.3g}", kind),
     ]
     for gate in parity["gates"]:
         limit = "off" if gate["limit"] is None else f"limit {gate['limit']:g}"
@@ -107,7 +111,8 @@ def _parity(report: dict[str, Any]) -> list[Row]:
 
 def _perplexity(report: dict[str, Any]) -> str:
     quality = report["quality"]
-    phases = (("full precision", "full_precision"), ("quantized", "quantized"), ("artifact", "artifact"))
+    last = ("traced graph", "graph") if quality["perplexity_artifact"] is None else ("artifact", "artifact")
+    phases = (("full precision", "full_precision"), ("quantized", "quantized"), last)
     values = [(name, quality[f"perplexity_{key}"]) for name, key in phases]
     return bar_chart([Bar(name, value, f"{value:.3f}") for name, value in values], "Perplexity in three phases")
 

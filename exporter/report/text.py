@@ -31,10 +31,12 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     if not plan.tied.stored_once:
         lines.append(f"tied embedding   stored twice, {size_text(plan.tied.extra_bytes)} more: {plan.tied.reason}")
-    slots = sorted(set(plan.slots_per_layer))
+    slots = sorted(set(plan.slots_per_layer) - {0})
+    recurrent = [size for size in plan.state_bytes_per_layer if size]
     lines += [
         f"kv cache         {cache_type(plan.kv_bits)}, {plan.kv_bytes_per_token} B per token, {size_text(plan.kv_bytes_total)} in all",
         *(_slots_line(plan, count) for count in slots),
+        *([f"states           {size_text(sum(recurrent))} in {len(recurrent)} recurrent layers"] if recurrent else []),
         f"context          {plan.context} tokens",
         f"device memory    {size_text(plan.device_memory_bytes)} at most",
         f"host memory      {size_text(plan.host_memory_bytes)} to export",
@@ -54,20 +56,30 @@ def _slots_line(plan: Plan, slots: int) -> str:
 def verification_lines(sections: dict[str, Any]) -> list[str]:
     """Parity and quality."""
     parity, quality = sections["parity"], sections["quality"]
-    full, quantized, artifact = (
-        quality[f"perplexity_{phase}"] for phase in ("full_precision", "quantized", "artifact")
-    )
+    compared, phase, artifact = parity, "artifact", quality["perplexity_artifact"]
+    not_run, name = [], "parity           "
+    if parity["graph"] is not None:
+        compared, phase, artifact = parity["graph"], "traced graph", quality["perplexity_graph"]
+        not_run, name = [f"parity           {parity['obtained']}"], "traced graph     "
+    full, quantized = quality["perplexity_full_precision"], quality["perplexity_quantized"]
     whole = quality["all_windows"]
-    exact = parity["exact"]
+    exact, same_codes = parity["exact"], parity.get("same_codes")
     return [
-        f"parity           top-1 {parity['top1_agreement']:.4f} over {parity['tokens']} tokens "
-        f"({parity['disagreements']} differ, {parity['near_ties']} of them near-ties), mean KL {parity['mean_kl']:.2e}",
+        *not_run,
+        f"{name}top-1 {compared['top1_agreement']:.4f} over {compared['tokens']} tokens "
+        f"({compared['disagreements']} differ, {compared['near_ties']} of them near-ties), mean KL {compared['mean_kl']:.2e}",
         *([] if exact is None else [f"without rounding largest difference of a logit {exact['max_abs_error']:.2e}"]),
-        f"perplexity       full precision {full:.3f}, quantized {quantized:.3f}, artifact {artifact:.3f} "
+        *([] if same_codes is None else [_same_codes_line(same_codes)]),
+        f"perplexity       full precision {full:.3f}, quantized {quantized:.3f}, {phase} {artifact:.3f} "
         f"({percent_rise(artifact, quantized):+.2f} % over quantized), {quality['tokens']} tokens",
         f"quantization     {percent_rise(whole['perplexity_quantized'], whole['perplexity_full_precision']):+.2f} % perplexity "
         f"over {whole['tokens']} tokens",
     ]
+
+
+def _same_codes_line(figures: dict[str, Any]) -> str:
+    agreement, divergence = figures["top1_agreement"], figures["mean_kl"]
+    return f"with equal codes top-1 {agreement:.4f} over {figures['tokens']} tokens, mean KL {divergence:.2e}"
 
 
 def summary_lines(report: dict[str, Any], output: Path) -> list[str]:

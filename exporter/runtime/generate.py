@@ -11,11 +11,11 @@ from typing import Any
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.text import TextCodec
 from exporter.child import stream_child
-from exporter.errors import UsageError
+from exporter.errors import PlanRefused, UsageError
 from exporter.manifest import exported_recipe, read_manifest
 from exporter.runtime.sampling import SamplingSettings
 from exporter.stage_cache import StageCache, cache_root, content_key
-from exporter.targets.base import find_target
+from exporter.targets.base import Obtained, find_target
 
 GENERATE_TIME_LIMIT_S = 3600.0
 
@@ -24,6 +24,8 @@ def generate(folder: Path, prompt: str, limit: int, sampling: SamplingSettings) 
     """Yields pieces of text as tokens come. Raises UsageError on an empty or too long prompt."""
     sampling.check()
     target = find_target(exported_recipe(folder, read_manifest(folder)).target.kind)
+    if target.obtained is Obtained.GRAPH:
+        raise PlanRefused(f"{target.backend}: no runtime on this machine runs the artifact", "use an app on a device")
     config = Config.read(folder / "config.json")
     codec = TextCodec.read(folder, config, config.integer("vocab_size"))
     token_ids = codec.encode(prompt)

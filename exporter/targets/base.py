@@ -14,14 +14,21 @@ from exporter.quantize.formats import KvFormat, ScaleFormat
 from exporter.recipe import Recipe
 from exporter.registry import Registry
 
+VERIFICATION_FOLDER = "verification"
+"""Folder of an export with what only checks need: the quantized checkpoint above all."""
+
+NOT_RUN = "not run (no runtime on this machine)"
+"""What report and manifest say of the parity of an artifact that nothing here executes."""
+
 
 class Obtained(StrEnum):
-    """How a figure came about."""
+    """How a figure came about. Of the graph: PyTorch ran what was lowered, and nothing ran the artifact."""
 
     MEASURED = "measured"
     EMULATED = "emulated"
     SIMULATED = "simulated"
     ESTIMATED = "estimated"
+    GRAPH = "traced graph"
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,8 @@ class Delegation:
 
 @dataclass(frozen=True)
 class LowerOutcome:
-    """What a lowering made: the files that an app ships, bytes of weights, delegation where the runtime delegates, KV memory as the
-    artifact declares it, figures of the target's own, and what a runtime must offer (for the manifest)."""
+    """What a lowering made: the files that an app ships, bytes of weights, delegation where the runtime delegates, KV memory and recurrent
+    states as the artifact declares them, figures of the target's own, and what a runtime must offer (for the manifest)."""
 
     shipped_files: tuple[str, ...]
     weight_bytes: int
@@ -79,6 +86,7 @@ class LowerOutcome:
     slots_per_layer: tuple[int, ...]
     notes: dict[str, Any] = field(default_factory=dict)
     requirements: dict[str, Any] = field(default_factory=dict)
+    state_bytes_total: int = 0
 
 
 class Target(Protocol):
@@ -118,6 +126,9 @@ class Target(Protocol):
 
     driver: str
     """`module:function(folder) -> Driver`, called in a child process."""
+
+    adopts_codes: bool
+    """Whether its driver can be given the oracle's cache (`verify.same_codes`)."""
 
     exact_driver: str | None
     """The same for an artifact that can also be run with nothing rounded to 16 bits; what then differs from an oracle without that

@@ -17,6 +17,9 @@ def audit_lowering(plan: Plan, outcome: LowerOutcome) -> None:
         problems.append(f"cache slots {list(outcome.slots_per_layer)}, planned {list(plan.slots_per_layer)}")
     if outcome.kv_bytes_total != plan.kv_bytes_total:
         problems.append(f"the artifact declares {outcome.kv_bytes_total} KV bytes, the plan {plan.kv_bytes_total}")
+    if outcome.state_bytes_total != plan.state_bytes_total:
+        declared, planned = outcome.state_bytes_total, plan.state_bytes_total
+        problems.append(f"the artifact declares {declared} bytes of recurrent states, the plan {planned}")
     _raise(problems)
 
 

@@ -18,9 +18,10 @@ from exporter.errors import CheckpointError
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.recipe import GatesSection, Recipe
 from exporter.runtime.rows import RowFile, map_rows
-from exporter.targets.base import Target
+from exporter.targets.base import VERIFICATION_FOLDER, Target
 from exporter.verify.gates import Gate, percent_rise
 from exporter.verify.parity import ParityFigures, PerplexityMeter, compare_logits, window_logits
+from exporter.verify.same_codes import has_codes
 
 SCORE_TIME_LIMIT_S = 7200.0
 EVALUATION_FILE = "evaluation.json"
@@ -51,7 +52,7 @@ class EvaluationSet:
 @dataclass(frozen=True)
 class VerificationResult:
     """Parity and quality figures, and how every gate fared. `exact` is parity with nothing rounded to 16 bits, where an artifact can
-    run so."""
+    run so; `same_codes` is parity with the oracle's codes in a coded cache, where an artifact can take them."""
 
     parity: ParityFigures
     exact: ParityFigures | None
@@ -63,6 +64,7 @@ class VerificationResult:
     kv_bytes: int
     ring_wraps: tuple[float, ...]
     gates: list[Gate]
+    same_codes: ParityFigures | None = None
 
 
 @torch.no_grad()
@@ -105,8 +107,24 @@ def verify_artifact(
             stop.set()
             raise
         expected = oracle.result()
+        same_codes = _same_codes(target, decoder, folder, windows[0], log)
         exact = None if expected.exact is None else compare_logits(map_rows(expected.exact), map_rows(unrounded))
-        return _compare(decoder, recipe, evaluation, expected, output, kv_bytes, exact)
+        return _compare(decoder, recipe, evaluation, expected, output, kv_bytes, exact, same_codes)
+
+
+def _same_codes(
+    target: Target, decoder: QuantizedDecoder, folder: Path, window: list[int], log: Path
+) -> ParityFigures | None:
+    if not (target.adopts_codes and has_codes(decoder.kv_format)):
+        return None
+    arguments = {
+        "driver": target.driver,
+        "folder": str(folder),
+        "quantized": str(folder / VERIFICATION_FOLDER),
+        "window": window,
+    }
+    figures = run_child("exporter.verify.same_codes:compare_in_child", arguments, log, SCORE_TIME_LIMIT_S)
+    return ParityFigures(**figures)
 
 
 @dataclass(frozen=True)
@@ -163,6 +181,7 @@ def _compare(
     output: Path,
     kv_bytes: int,
     exact: ParityFigures | None,
+    same_codes: ParityFigures | None,
 ) -> VerificationResult:
     expected, found = map_rows(oracle.logits), map_rows(output)
     of_artifact, start = PerplexityMeter(), 0
@@ -173,6 +192,8 @@ def _compare(
     gates = _gates(recipe, evaluation, parity, of_oracle.perplexity, of_artifact.perplexity, every.perplexity)
     if exact is not None:
         gates += _exact_gates(recipe, exact)
+    if same_codes is not None:
+        gates += _same_codes_gates(recipe, same_codes)
     return VerificationResult(
         parity,
         exact,
@@ -184,6 +205,7 @@ def _compare(
         kv_bytes,
         tuple(len(evaluation.windows[0]) / layer.ring if layer.window else 0.0 for layer in decoder.layout),
         gates,
+        same_codes,
     )
 
 
@@ -217,6 +239,16 @@ def _exact_gates(recipe: Recipe, exact: ParityFigures) -> list[Gate]:
     return [
         Gate("parity.exact.max_abs_error", exact.max_abs_error, limits.exact_max_abs_error_max),
         Gate("parity.exact.mean_kl", exact.mean_kl, limits.exact_mean_kl_max),
+    ]
+
+
+def _same_codes_gates(recipe: Recipe, figures: ParityFigures) -> list[Gate]:
+    """With equal codes a coded cache has no excuse: the limits are those of any other."""
+    return [
+        Gate(
+            "parity.same_codes.top1_agreement", figures.top1_agreement, recipe.gates.top1_agreement_min, smallest=True
+        ),
+        Gate("parity.same_codes.mean_kl", figures.mean_kl, recipe.gates.mean_kl_max),
     ]
 
 

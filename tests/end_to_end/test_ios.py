@@ -82,6 +82,8 @@ def test_an_int4_cache_exports_too(slm_export: SlmExport, tmp_path: Path, recipe
     report = read_json(tmp_path / "out", "report")
     assert report["parity"]["passed"]
     assert report["parity"]["exact"]["mean_kl"] < 1e-5
+    assert report["parity"]["same_codes"]["mean_kl"] < 1e-3
+    assert report["parity"]["same_codes"]["top1_agreement"] >= 0.97
     assert report["kv_cache"]["bytes_total"] == 2 * 2 * (2 * 11 + 2) * sum(report["kv_cache"]["slots_per_layer"])
 
 

@@ -71,6 +71,19 @@ def test_verify_catches_one_changed_byte(slm_export: SlmExport, exported: Path, 
     assert name in failed.stderr
 
 
+def test_a_profile_says_where_the_time_of_a_token_goes(slm_export: SlmExport, exported: Path) -> None:
+    found = json.loads(
+        slm_export.succeed("profile", str(exported), "--position", "70", "--tokens", "5", "--json").stdout
+    )
+    products = next(operator for operator in found["operators"] if operator["name"] == "MatMulNBits")
+    assert products["calls"] == 25  # four products in each of six layers, and the head
+    accounted = sum(operator["ms"] for operator in found["operators"]) + found["between_operators_ms"]
+    assert found["ms_per_token"]["traced_p50"] <= accounted * 1.01
+    assert found["bytes_per_token"]["weights"] > 3_000_000
+    assert found["read_gb_s"]["effective"] > 0
+    assert slm_export.run("profile", str(exported), "--position", "510").returncode == 2
+
+
 def test_generate_continues_a_text(slm_export: SlmExport, exported: Path) -> None:
     arguments = ("generate", str(exported), "--prompt", "Once upon a time, there was a little", "--max-tokens", "6")
     first, second = slm_export.succeed(*arguments).stdout, slm_export.succeed(*arguments).stdout

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from expert_cases import EXPERT_CASES
 from family_cases import CASES as LLAMA_SHAPED
 from gemma_cases import GEMMA_CASES
 from gpt_cases import GPT_CASES
 from phi_cases import PHI_CASES
+from recurrent_cases import RECURRENT_CASES
 
-CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES | GPT_CASES
+CASES = LLAMA_SHAPED | GEMMA_CASES | PHI_CASES | GPT_CASES | EXPERT_CASES | RECURRENT_CASES
 
 FULLEST = {
     "granite": "granite",
@@ -28,5 +30,20 @@ FULLEST = {
     "falcon": "falcon-sequential-alibi",
     "mpt": "mpt",
     "bloom": "bloom",
+    "deepseek_v2": "deepseek_v2",
+    "deepseek_v3": "deepseek_v3",
+    "gpt_oss": "gpt_oss",
+    "olmoe": "olmoe",
+    "mixtral": "mixtral",
+    "qwen2_moe": "qwen2_moe",
+    "qwen3_moe": "qwen3_moe",
+    "lfm2": "lfm2",
+    "mamba": "mamba",
+    "mamba2": "mamba2",
+    "bamba": "bamba",
+    "jamba": "jamba",
+    "granitemoehybrid": "granitemoehybrid",
+    "falcon_h1": "falcon_h1",
+    "zamba2": "zamba2",
 }
 """The case of each family that has most of its switches on."""

@@ -11,7 +11,8 @@ import torch
 from exporter.decoder.cache import CacheSettings
 from exporter.quantize.formats import KvFormat, ScaleFormat, WeightFormat
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, save_quantized
-from exporter.targets.executorch.xnnpack.driver import ExecutorchDriver, open_driver
+from exporter.targets.executorch.chunks import ChunkedDriver
+from exporter.targets.executorch.xnnpack.driver import open_driver
 from exporter.targets.executorch.xnnpack.lower import lower_in_child
 from exporter.verify.parity import compare_logits, window_logits
 from tests.unit.helpers import TinyModel, quantized_decoder, random_tokens
@@ -31,7 +32,7 @@ def lower_executorch(
     return decoder
 
 
-def scored(driver: ExecutorchDriver, token_ids: list[int], prefilled: int) -> torch.Tensor:
+def scored(driver: ChunkedDriver, token_ids: list[int], prefilled: int) -> torch.Tensor:
     """Logits of every token: the first `prefilled` in chunks, the rest one by one."""
     logits = [driver.prefill(token_ids[:prefilled])] if prefilled else []
     logits += [driver.decode(token_id)[None] for token_id in token_ids[prefilled:]]

@@ -23,6 +23,8 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict)
     implementation: str = "eager"
     """Which of transformers' attentions is the reference."""
+    embedding: float = 1.0
+    """See `random_model`."""
 
 
 def rope(kind: str, **parameters: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ CHUNK = 16
 
 def quantized_case(case: Case, folder: Path, kv_format: KvFormat, scale_format: ScaleFormat) -> QuantizedDecoder:
     """Saves a random checkpoint below `folder` and quantizes it by rounding to nearest."""
-    saved = save_random_checkpoint(folder / "checkpoint", case.config)
+    saved = save_random_checkpoint(folder / "checkpoint", case.config, embedding=case.embedding)
     edit_config(saved, case.removed, **case.changes)
     checkpoint = open_checkpoint(saved).for_context(CONTEXT)
     spec, listener = checkpoint.spec, KvCalibrator(checkpoint.spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +44,9 @@ def tiny_shape(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A model whose every parameter matters: matrices keep the scale of their input, gains and biases are random."""
+def random_model(config: PreTrainedConfig, seed: int = 0, embedding: float = 1.0) -> PreTrainedModel:
+    """A model whose every parameter matters: matrices keep the scale of their input, gains and biases are random. `embedding` is the
+    deviation of the table, which decides how large the logits of a tied model are, and with them its rounding."""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
@@ -52,17 +54,25 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 inputs = parameter.shape[0 if name in transposed else 1]
-                parameter.normal_(0, 1.0 if "embed" in name else inputs**-0.5, generator=generator)
-            elif name.endswith("bias"):
+                parameter.normal_(0, embedding if "embed" in name else inputs**-0.5, generator=generator)
+            elif ".experts." in name and parameter.dim() == 3:
+                inputs = parameter.shape[1 if config.model_type == "gpt_oss" else 2]
+                parameter.normal_(0, inputs**-0.5, generator=generator)
+            elif name.endswith(("bias", "sinks")):
                 parameter.normal_(0, 0.5, generator=generator)
             else:
                 parameter.uniform_(0.5, 1.5, generator=generator)
+        for name, vector in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                vector.uniform_(0, 0.5, generator=generator)
     return model
 
 
-def save_random_checkpoint(folder: Path, config: PreTrainedConfig, seed: int = 0, **saving: Any) -> Path:
+def save_random_checkpoint(
+    folder: Path, config: PreTrainedConfig, seed: int = 0, embedding: float = 1.0, **saving: Any
+) -> Path:
     """Saves a random model of this config; `saving` goes to save_pretrained."""
-    random_model(config, seed).save_pretrained(folder, **saving)
+    random_model(config, seed, embedding).save_pretrained(folder, **saving)
     return folder
 
 
@@ -92,11 +102,14 @@ def reference_logits(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.T
 
 @torch.no_grad()
 def cached_reference_logits(model: PreTrainedModel, token_ids: torch.Tensor, prefill: int) -> torch.Tensor:
-    """Logits of transformers with past_key_values: `prefill` tokens at once, the rest one by one."""
+    """Logits of transformers with its cache, which decoders without attention have under another name: `prefill` tokens at once, the
+    rest one by one. Not every decoder derives a token's position from its cache."""
     output = model(input_ids=token_ids[None, :prefill], use_cache=True)
-    logits = [output.logits[0]]
-    for token_id in token_ids[prefill:]:
-        output = model(input_ids=token_id.view(1, 1), past_key_values=output.past_key_values, use_cache=True)
+    logits, name = [output.logits[0]], "cache_params" if "cache_params" in output else "past_key_values"
+    asks = "position_ids" in inspect.signature(model.forward).parameters
+    for position, token_id in enumerate(token_ids[prefill:], prefill):
+        given = {"position_ids": torch.tensor([[position]])} if asks else {}
+        output = model(input_ids=token_id.view(1, 1), use_cache=True, **given, **{name: output[name]})
         logits.append(output.logits[0])
     return torch.cat(logits)
 

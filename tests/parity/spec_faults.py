@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from exporter.decoder.spec import AttentionSpec, DecoderSpec, LayerSpec, NormSpec, RotaryScaling, RotarySpec
+from exporter.decoder.spec import DecoderSpec, LayerSpec, NormSpec, RotaryScaling
 
 Fault = Callable[[DecoderSpec], DecoderSpec]
 
@@ -23,8 +23,35 @@ def layers(change: Callable[[int, LayerSpec], LayerSpec]) -> Fault:
 def attention(**changes: Any) -> Fault:
     """Every layer's AttentionSpec with these fields changed."""
     return layers(
-        lambda _, layer: dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, **changes))
+        lambda _, layer: (
+            layer
+            if layer.attention is None
+            else dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, **changes))
+        )
     )
+
+
+def recurrence(**changes: Any) -> Fault:
+    """Every layer's recurrent mixer with these fields changed."""
+    return layers(
+        lambda _, layer: (
+            layer
+            if layer.recurrence is None
+            else dataclasses.replace(layer, recurrence=dataclasses.replace(layer.recurrence, **changes))
+        )
+    )
+
+
+def convolution(**changes: Any) -> Fault:
+    """The convolutions of all recurrent mixers with these fields changed."""
+
+    def change(layer: LayerSpec) -> LayerSpec:
+        if layer.recurrence is None:
+            return layer
+        changed = dataclasses.replace(layer.recurrence.convolution, **changes)
+        return dataclasses.replace(layer, recurrence=dataclasses.replace(layer.recurrence, convolution=changed))
+
+    return layers(lambda _, layer: change(layer))
 
 
 def windows(*values: int | None) -> Fault:
@@ -45,14 +72,14 @@ def feed_forward(**changes: Any) -> Fault:
 def rotary(**changes: Any) -> Fault:
     """Every rotary setting with these fields changed; layers without one keep doing without."""
 
-    def change(spec: AttentionSpec) -> RotarySpec | None:
-        return None if spec.rotary is None else dataclasses.replace(spec.rotary, **changes)
+    def change(layer: LayerSpec) -> LayerSpec:
+        spec = layer.attention
+        if spec is None or spec.rotary is None:
+            return layer
+        turned = dataclasses.replace(spec.rotary, **changes)
+        return dataclasses.replace(layer, attention=dataclasses.replace(spec, rotary=turned))
 
-    return layers(
-        lambda _, layer: dataclasses.replace(
-            layer, attention=dataclasses.replace(layer.attention, rotary=change(layer.attention))
-        )
-    )
+    return layers(lambda _, layer: change(layer))
 
 
 def scaling(**changes: Any) -> Fault:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from expert_configs import EXPERT_CONFIGS, EXPERT_OPTIONAL
 from optimum.utils import NormalizedConfigManager
 from random_checkpoint import edit_config
+from recurrent_configs import RECURRENT_CONFIGS, RECURRENT_OPTIONAL
 from transformers import (
     AutoConfig,
     BloomConfig,
@@ -128,27 +130,32 @@ CONFIGS |= {
     "mpt": MptConfig(**UNTIED, d_model=96, n_layers=3, n_heads=12, max_seq_len=77, attn_config={"softmax_scale": 0.5}),
     "bloom": BloomConfig(**UNTIED, hidden_size=96, n_layer=3, n_head=12, seq_length=77),
 }
+CONFIGS |= EXPERT_CONFIGS | RECURRENT_CONFIGS
 
-OPTIONAL = {
-    "llama": (*UNUSUAL, "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"),
-    "mistral": (*UNUSUAL, "num_key_value_heads", "head_dim", "sliding_window"),
-    "qwen2": (*UNUSUAL, *WINDOWED, "num_key_value_heads"),
-    "qwen3": (*UNUSUAL, *WINDOWED, "num_key_value_heads", "head_dim", "attention_bias"),
-    "granite": (*UNUSUAL, *MULTIPLIERS, "num_key_value_heads", "attention_bias", "mlp_bias"),
-    "gemma": (*GEMMA, "num_key_value_heads", "attention_bias", "head_dim"),
-    "gemma2": (*(GEMMA.keys() - {"hidden_act"}), *CAPPED, "sliding_window"),
-    "phi3": (*UNUSUAL, "num_key_value_heads", "sliding_window"),
-    "smollm3": (*(TURNING.keys() - {"pad_token_id"}), "attention_bias", "mlp_bias"),
-    "olmo2": (*UNUSUAL, "num_key_value_heads", "attention_bias"),
-    "phi": (*WITHOUT_NORM, "layer_norm_eps", "qk_layernorm", "num_key_value_heads"),
-    "stablelm": (*WITHOUT_NORM, *PARALLEL),
-    "gpt2": (*UNTIED, *SCALES, "n_embd", "n_layer", "n_head", "n_positions", "activation_function"),
-    "gpt_neox": (*(WITHOUT_NORM.keys() - {"hidden_act"}), *SEQUENTIAL),
-    "falcon": (*UNTIED, *BLOCKS),
-    "mpt": (*UNTIED, "d_model", "n_layers", "n_heads", "max_seq_len", "attn_config"),
-    "bloom": (*UNTIED, "hidden_size", "n_layer", "n_head"),
-    "gemma3_text": (*(LOCAL.keys() - {"hidden_act"}), "final_logit_softcapping", "sliding_window"),
-}
+OPTIONAL = (
+    EXPERT_OPTIONAL
+    | RECURRENT_OPTIONAL
+    | {
+        "llama": (*UNUSUAL, "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"),
+        "mistral": (*UNUSUAL, "num_key_value_heads", "head_dim", "sliding_window"),
+        "qwen2": (*UNUSUAL, *WINDOWED, "num_key_value_heads"),
+        "qwen3": (*UNUSUAL, *WINDOWED, "num_key_value_heads", "head_dim", "attention_bias"),
+        "granite": (*UNUSUAL, *MULTIPLIERS, "num_key_value_heads", "attention_bias", "mlp_bias"),
+        "gemma": (*GEMMA, "num_key_value_heads", "attention_bias", "head_dim"),
+        "gemma2": (*(GEMMA.keys() - {"hidden_act"}), *CAPPED, "sliding_window"),
+        "phi3": (*UNUSUAL, "num_key_value_heads", "sliding_window"),
+        "smollm3": (*(TURNING.keys() - {"pad_token_id"}), "attention_bias", "mlp_bias"),
+        "olmo2": (*UNUSUAL, "num_key_value_heads", "attention_bias"),
+        "phi": (*WITHOUT_NORM, "layer_norm_eps", "qk_layernorm", "num_key_value_heads"),
+        "stablelm": (*WITHOUT_NORM, *PARALLEL),
+        "gpt2": (*UNTIED, *SCALES, "n_embd", "n_layer", "n_head", "n_positions", "activation_function"),
+        "gpt_neox": (*(WITHOUT_NORM.keys() - {"hidden_act"}), *SEQUENTIAL),
+        "falcon": (*UNTIED, *BLOCKS),
+        "mpt": (*UNTIED, "d_model", "n_layers", "n_heads", "max_seq_len", "attn_config"),
+        "bloom": (*UNTIED, "hidden_size", "n_layer", "n_head"),
+        "gemma3_text": (*(LOCAL.keys() - {"hidden_act"}), "final_logit_softcapping", "sliding_window"),
+    }
+)
 
 KNOWN_TO_OPTIMUM = {
     name for name in CONFIGS.keys() & NormalizedConfigManager._conf if hasattr(CONFIGS[name], "num_key_value_heads")
@@ -172,9 +179,10 @@ NULLABLE = [
 
 
 def save_config(folder: Path, config: PreTrainedConfig) -> Path:
-    """Writes config.json without `layer_types`, which otherwise spells out what the other window fields mean."""
+    """Writes config.json without the `layer_types` that otherwise spell out what the other window fields mean."""
     config.save_pretrained(folder)
-    edit_config(folder, ["layer_types"])
+    if "linear_attention" not in (config.to_dict().get("layer_types") or ()):
+        edit_config(folder, ["layer_types"])
     return folder
 
 

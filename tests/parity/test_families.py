@@ -25,13 +25,14 @@ from random_checkpoint import (
     random_tokens,
     save_random_checkpoint,
 )
+from recurrent_cases import RECURRENT_FAMILIES
 from reference_pair import Pair, open_pair
 from spec_faults import Fault, feed_forward, rotary
 
 from exporter.checkpoint.family import read_spec
 from exporter.decoder.forward import decode_chunk
 from exporter.decoder.sequence_ops import SequenceOps
-from exporter.decoder.spec import EMBEDDING, HEAD, Activation, decoder_weights
+from exporter.decoder.spec import EMBEDDING, HEAD, Activation, decoder_weights, rotary_settings
 from exporter.errors import CheckpointError
 
 WEIGHED = [
@@ -47,6 +48,14 @@ WEIGHED = [
     "gpt_neox",
     "falcon-new-architecture",
     "mpt",
+    "qwen3_moe",
+    "qwen2_moe",
+    "mixtral",
+    "gpt_oss",
+    "deepseek_v2",
+    "deepseek_v3",
+    "olmoe",
+    *RECURRENT_FAMILIES,
 ]
 """Cases of the other families that have every weight of theirs."""
 
@@ -58,7 +67,7 @@ def open_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
     @functools.cache
     def open_by_name(name: str) -> Pair:
         case = CASES[name]
-        folder = save_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), case.config)
+        folder = save_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), case.config, embedding=case.embedding)
         edit_config(folder, case.removed, **case.changes)
         return open_pair(folder, random_tokens(PREFILL + STEPS), CHUNKS, CONTEXT, case.implementation)
 
@@ -120,13 +129,13 @@ def test_gelu_and_its_approximation_are_told_apart(pair: Pair) -> None:
     indirect=True,
 )
 def test_every_weight_moves_the_logits(pair: Pair) -> None:
-    """Each weight in turn with its rows rotated by one: a weight read under another's name cannot go unnoticed."""
+    """Each weight in turn with its rows (or its one row) rotated by one: a weight read under another's name cannot go unnoticed."""
     spec, right = pair.checkpoint.spec, WeightsInMemory.read(pair.checkpoint)
     unnoticed = []
     for weight in decoder_weights(spec):
-        wrong = right.replace(weight.name, right.dense(weight.name).roll(1, 0))
+        wrong = right.replace(weight.name, right.dense(weight.name).roll(1, 0 if weight.shape[0] > 1 else -1))
         logits = decoder_logits(spec, wrong, pair.token_ids[:PREFILL], [PREFILL])
-        if weight.name.endswith("attention.key.bias") and spec.layers[0].attention.rotary is None:
+        if weight.name.endswith("attention.key.bias") and not rotary_settings(spec):
             continue  # adds one number to all scores of a query, which its softmax takes off again
         if largest_error(logits, pair.one_pass[:PREFILL]) < BREAKAGE:
             unnoticed.append(weight.name)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from all_cases import CASES, FULLEST
+from expert_cases import EXPERT_CASES
 from quantized_case import quantized_case
 from random_checkpoint import VOCABULARY, random_tokens
+from recurrent_cases import RECURRENT_FAMILIES
 
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import load_recipe
@@ -17,7 +19,7 @@ from exporter.verify.parity import compare_logits, window_logits
 from tests.unit.helpers import GraphSession, calibrated_encodings
 
 HTP_CASES = [*FULLEST.values(), "falcon-new-architecture"]
-REFUSED = {"bloom", "falcon-sequential-alibi", "gemma3_text", "gpt2", "mpt"}
+REFUSED = {"bloom", "falcon-sequential-alibi", "gemma3_text", "gpt2", "mpt", *EXPERT_CASES, *RECURRENT_FAMILIES}
 """The cases that the HTP cannot carry."""
 KV_FORMAT = KvFormat(8, KvScaling.STATIC, per_channel=True)
 

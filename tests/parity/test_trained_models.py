@@ -25,6 +25,7 @@ TRAINED: dict[str, Fault] = {
     "example": WITHOUT_WINDOWS,
     "qwen3-swa-5m-tinystories": WITHOUT_WINDOWS,
     "stories260K": NO_ROTARY,
+    "qwen3moe-16m-tinystories": NO_ROTARY,
 }
 
 

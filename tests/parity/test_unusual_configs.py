@@ -39,7 +39,6 @@ UNUSUAL = {
             "original_max_position_embeddings": ORIGINAL,
         },
     ),
-    "yarn without truncation": Case(llama(head_dim=32, rope_parameters=YARN | {"truncate": False}), {}),
     "yarn with mscale": Case(llama(head_dim=32, rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}), {}),
     "yarn with factor null": Case(
         llama(head_dim=32, rope_parameters=YARN), {}, changes={"rope_parameters": YARN | {"factor": None}}

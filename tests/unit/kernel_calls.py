@@ -31,6 +31,7 @@ class KernelLayer:
     ring: LayerCache
     kv_format: KvFormat
     constants: LayerKvConstants
+    fine: bool = False
     length: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class KernelLayer:
             self.kv_format.bits,
             self.kv_format.zero_point,
             self.kv_format.rotation,
+            self.fine,
             self.length,
             query.shape[0],
         )
@@ -71,7 +73,8 @@ class KernelLayer:
     def codes(self) -> tuple[np.ndarray, np.ndarray]:
         """Keys and values as plain codes uint8 [C, K, Hd]."""
         spec, slots = self.attention, self.ring.slots
-        keys = _unpacked(self.keys.reshape(spec.kv_heads, -1, slots, 4), self.kv_format.bits)  # [K, Hd, C]
+        blocks = self.keys.reshape(spec.kv_heads, slots // 16, -1, 16, 4)
+        keys = _unpacked(blocks.swapaxes(1, 2).reshape(spec.kv_heads, -1, slots, 4), self.kv_format.bits)  # [K, Hd, C]
         values = _unpacked(self.values.reshape(spec.kv_heads, -1, spec.head_dim, 4), self.kv_format.bits)  # [K, C, Hd]
         return keys.transpose(2, 0, 1), values.transpose(1, 0, 2)
 

@@ -55,6 +55,14 @@ def test_output_is_as_in_the_snapshot(run: Run, snapshot: Snapshot, name: str, a
     snapshot(name, outcome.out)
 
 
+def test_help_is_as_in_the_snapshot(run: Run, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for its first line, which names the program that was started."""
+    monkeypatch.setenv("COLUMNS", "100")
+    outcome = run("profile", "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    snapshot("profile_help", outcome.out.partition("\n")[2])
+
+
 @pytest.mark.parametrize(
     ("name", "code", "arguments"),
     [

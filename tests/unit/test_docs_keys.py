@@ -52,17 +52,20 @@ def example_report() -> dict[str, Any]:
         VerificationResult,
         parity=zeros(ParityFigures),
         exact=zeros(ParityFigures),
+        same_codes=zeros(ParityFigures),
         ring_wraps=(0.0,),
         gates=[Gate("parity.mean_kl", 0.0, None)],
     )
     evaluation = EvaluationSet("text.txt", [], 0, 0, 1.0, 1.0)
-    outcome = LowerOutcome((), 0, Delegation(1.0, {"prefill": 1, "decode": 1}, ()), 0, plan.slots_per_layer, {})
+    outcome = LowerOutcome((), 0, Delegation(1.0, {"prefill": 1, "decode": 1}, ()), 0, plan.slots_per_layer)
     sections = {
-        "parity": parity_section(target, result),
+        "parity": parity_section(target, result) | {"graph": dataclasses.asdict(zeros(ParityFigures))},
         "quality": quality_section(target, evaluation, result),
         "export": export_section([StageFigures("plan", 0.0, 0.0)], 0),
     }
     report = build_report(recipe, target, plan, "", outcome, 0, sections)
+    graph = parity_section(find_target("executorch-vulkan"), result)["graph"]
+    report["parity"]["graph"] = graph
     section = latency_section(measured(), 1, TokenCheck("oracle", 1, True, 0), None)
     return {**report, "latency": section, "latency_devices": None}
 
@@ -86,9 +89,14 @@ def target_notes() -> set[str]:
     """Names of the figures that targets add to the section `artifact`."""
     from exporter.targets.coreml.decoder_audit import CoreMlFigures
     from exporter.targets.executorch.qnn.lower import QnnFigures
+    from exporter.targets.executorch.vulkan.lower import VulkanFigures
     from exporter.targets.onnx.lower import OnnxFigures
 
-    return {field.name for kind in (QnnFigures, OnnxFigures, CoreMlFigures) for field in dataclasses.fields(kind)}
+    return {
+        field.name
+        for kind in (QnnFigures, OnnxFigures, CoreMlFigures, VulkanFigures)
+        for field in dataclasses.fields(kind)
+    }
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("executorch", reason="the executorch extra is not installed")
 
-from kernel_calls import KernelLayer, kernel_library
+from kernel_calls import KernelLayer, address, kernel_library
 
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import AttentionSpec
@@ -41,6 +41,7 @@ HEADS = {
     "one-query-per-key": replace(ATTENTION, query_heads=3, kv_heads=3),
     "many-queries": replace(ATTENTION, query_heads=11, kv_heads=1, head_dim=64),
     "wide": replace(ATTENTION, head_dim=256),
+    "wider-than-32-bit-sums": replace(ATTENTION, query_heads=2, kv_heads=1, head_dim=576),
     "capped": replace(ATTENTION, score_cap=2.0),
     "sloped": replace(ATTENTION, distance_slopes=tuple(0.5**i for i in range(8))),
     "narrow": replace(ATTENTION, head_dim=8),
@@ -75,13 +76,18 @@ def oracle(attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat, cons
 
 
 def differences(
-    library: ctypes.CDLL, path: str, attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat
+    library: ctypes.CDLL,
+    path: str,
+    attention: AttentionSpec,
+    ring: LayerCache,
+    kv_format: KvFormat,
+    fine: bool = False,
 ) -> tuple:
     """Largest relative difference of what was attended, and stored rows of both: codes and scales."""
     constants = calibrated(attention)
     reference, layer = (
         oracle(attention, ring, kv_format, constants),
-        KernelLayer(library, path, attention, ring, kv_format, constants),
+        KernelLayer(library, path, attention, ring, kv_format, constants, fine),
     )
     worst = 0.0
     for seed, count in enumerate(CHUNKS):
@@ -110,6 +116,19 @@ def test_every_shape_of_heads(library: ctypes.CDLL, attention: AttentionSpec, bi
 
 
 @pytest.mark.parametrize("kv_format", CODECS.values(), ids=CODECS)
+def test_fine_attention_is_as_exact_as_floats(library: ctypes.CDLL, kv_format: KvFormat) -> None:
+    """Codes that fall otherwise than the oracle's are no matter of attention, so tokens are compared whose keys and values it stored."""
+    constants = calibrated(ATTENTION)
+    for path in paths(library):
+        reference = oracle(ATTENTION, RINGS["full"], kv_format, constants)
+        layers = [KernelLayer(library, path, ATTENTION, RINGS["full"], kv_format, constants, fine) for fine in (0, 1)]
+        chunk = [normal(i, 60, heads, ATTENTION.head_dim).round(decimals=1) for i, heads in enumerate((8, 2, 2))]
+        wanted = reference.attention(0, ATTENTION, *chunk)
+        plain, fine = (float((layer.attend(*chunk) - wanted).abs().max() / wanted.abs().max()) for layer in layers)
+        assert fine < 3e-6 < plain, path
+
+
+@pytest.mark.parametrize("kv_format", CODECS.values(), ids=CODECS)
 def test_what_is_stored_is_what_the_codec_stores(library: ctypes.CDLL, kv_format: KvFormat) -> None:
     _, cache, layer = differences(library, "portable", ATTENTION, RINGS["ring"], kv_format)
     assert cache._keys is not None and cache._values is not None
@@ -133,8 +152,34 @@ def test_the_same_integers_come_of_every_path(library: ctypes.CDLL) -> None:
         assert torch.equal(first, other)
 
 
+def test_silu_of_every_path(library: ctypes.CDLL) -> None:
+    given = torch.cat([20 * normal(1, 1003), torch.tensor([0.0, -0.0, 86.0, -86.0, 1e4, -1e4])])
+    wanted, found = torch.nn.functional.silu(given), []
+    for path in paths(library):
+        out = torch.empty_like(given)
+        assert library.slm_silu(path.encode(), address(given), ctypes.c_int64(given.numel()), address(out))
+        found.append(out)
+    torch.testing.assert_close(found[0], wanted, rtol=1e-6, atol=1e-30)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 def test_without_a_compiler_the_error_names_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ToolchainMissing, match=r"C\+\+ compiler") as caught:
         build.operators_library()
     assert "executorch.operators=plain" in caught.value.next_step
+
+
+@pytest.mark.parametrize("kv_format", [CODECS["int8-zero"], CODECS["int4"]], ids=["int8-zero", "int4"])
+def test_caches_longer_than_what_32_bits_add_up(library: ctypes.CDLL, kv_format: KvFormat) -> None:
+    """Sums over tokens are exact in blocks of 512, which are added up as floats."""
+    attention, ring = replace(ATTENTION, query_heads=2, kv_heads=1, head_dim=16), LayerCache(1600)
+    constants = calibrated(attention)
+    reference = oracle(attention, ring, kv_format, constants)
+    layers = [KernelLayer(library, path, attention, ring, kv_format, constants) for path in paths(library)]
+    for seed, count in enumerate((600, 1, 512, 24)):
+        chunk = [normal(5 * seed + i, count, heads, attention.head_dim) for i, heads in enumerate((2, 1, 1))]
+        wanted = reference.attention(0, attention, *chunk)
+        found = [layer.attend(*chunk) for layer in layers]
+        assert float((found[0] - wanted).abs().max() / wanted.abs().max()) < 1e-3
+        assert all(torch.equal(found[0], other) for other in found[1:])

@@ -40,7 +40,7 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         pytest.skip("no aarch64 cross-compiler, or no qemu-aarch64, on this machine")
     folder, objects = tmp_path_factory.mktemp("arm"), []
     main = Path(__file__).with_name("kernel_process.cpp")
-    for source in (*(build.SOURCES / name for name in build.CORE if name != "linear.cpp"), main):
+    for source in (*(build.SOURCES / name for name in build.CORE), main):
         special = VARIANTS[request.param] if source.name == "path_neon.cpp" else ()
         objects.append(str(folder / f"{source.stem}.o"))
         subprocess.run([*compiler, *build.COMMON, *special, "-c", str(source), "-o", objects[-1]], check=True)
@@ -68,9 +68,9 @@ def emulated(
     folder: Path,
 ) -> np.ndarray:
     """The bytes that the program writes: what was attended, as float32, comes first."""
-    constants = calibrated(attention)
+    constants, fine = calibrated(attention), kv_format.bits == 8
     sizes = [ring.slots, attention.kv_heads, attention.query_heads, attention.head_dim, ring.window or 0, ring.sinks]
-    sizes += [kv_format.bits, kv_format.zero_point, kv_format.rotation, len(CHUNKS)]
+    sizes += [kv_format.bits, kv_format.zero_point, kv_format.rotation, fine, len(CHUNKS)]
     scores = np.array([attention.score_scale, attention.score_cap or 0.0], np.float32)
     sides = constants.key.center, constants.key.balance, constants.value.center, constants.value.balance
     parts = [np.array(sizes, np.int64).tobytes(), scores.tobytes(), *(side.numpy().tobytes() for side in sides)]

@@ -26,7 +26,7 @@ def test_every_weight_has_a_tensor_and_no_two_share_rows(name: str) -> None:
     family = all_families().get(name)
     weights = family.weights(Config(family.published.config))
     sources = [weights.source(weight.name) for weight in decoder_weights(family.published_spec())]
-    places = [(source.tensor, source.rows) for source in sources]
+    places = [(source.tensor, source.rows, source.member) for source in sources]
     assert len(set(places)) == len(places)
 
 

@@ -114,7 +114,7 @@ def test_a_whole_cache_allocates_slots_times_vector_bytes(kv_format: KvFormat) -
     layout, weights = cache_layout(spec, CacheSettings(24, 4)), random_weights(spec)
     ops = TorchOps(spec, weights, layout, kv_format, calibrated_constants(spec, weights, kv_format))
     decode_in_pieces(ops, random_tokens(spec, 9), [4])
-    for cache in ops.caches:
+    for cache in ops.caches.values():
         expected = 2 * cache.layout.slots * model.kv_heads * kv_format.vector_bytes(model.head_dim)
         assert cache.stored_bytes() == expected
 

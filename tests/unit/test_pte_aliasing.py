@@ -18,10 +18,11 @@ from exporter.errors import GateFailed
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightFormat
 from exporter.quantize.quantized_checkpoint import save_quantized
 from exporter.recipe import ExecutorchSection
+from exporter.targets.executorch.chunks import ChunkedDriver
+from exporter.targets.executorch.host import HostLayout
 from exporter.targets.executorch.xnnpack import lower
 from exporter.targets.executorch.xnnpack.aliasing import Aliasing, alias_equal_segments
-from exporter.targets.executorch.xnnpack.driver import ExecutorchDriver
-from exporter.targets.executorch.xnnpack.host import HostLayout
+from exporter.targets.executorch.xnnpack.driver import LoadedProgram
 from exporter.targets.executorch.xnnpack.names import PROGRAM_FILE
 from exporter.targets.executorch.xnnpack.program import write_program
 from exporter.targets.executorch.xnnpack.trace import traced_methods
@@ -44,7 +45,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(path: Path) -> np.ndarray:
-    driver = ExecutorchDriver(path, HostLayout(32, 8, 300, 0, False))
+    driver = ChunkedDriver(LoadedProgram(path), HostLayout(32, 8, 300, 0, False), 0, "test")
     return np.concatenate([driver.prefill([5, 7, 11]), driver.decode(299)[None]])
 
 

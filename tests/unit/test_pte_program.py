@@ -14,17 +14,12 @@ from executorch.exir._serialize import _serialize_pte_binary
 from executorch.exir._serialize._program import deserialize_pte_binary
 from executorch.exir.schema import DelegateCall, Instruction, KernelCall, Operator
 
+from exporter.targets.executorch.delegate_program import DelegatePayload, MethodCalls, read_calls, read_payloads
 from exporter.targets.executorch.qnn.graph import Storage, Value
-from exporter.targets.executorch.qnn.program import (
-    CompiledContext,
-    DelegatedMethod,
-    MethodCalls,
-    delegate_program,
-    read_calls,
-)
+from exporter.targets.executorch.qnn.program import CompiledContext, GraphSignature, context_program
 
 METHODS = [
-    DelegatedMethod(
+    GraphSignature(
         name,
         (Value("hidden", (1, 1, chunk, 6)), Value("layers.0.keys", (1, 2, 4, 10), storage=Storage.UINT8)),
         (Value("layers.0.new_keys", (1, 2, 4, chunk), storage=Storage.UINT8), Value("logits", (1, 1, chunk, 9))),
@@ -39,7 +34,7 @@ def test_the_pinned_executorch_is_installed() -> None:
 
 def test_methods_that_share_a_context_store_it_once() -> None:
     binary = bytes(range(256)) * 64
-    program = delegate_program(METHODS, [CompiledContext(binary, b"options")])
+    program = context_program(METHODS, [CompiledContext(binary, b"options")])
     assert program.count(binary) == 1
     plans = deserialize_pte_binary(program).program.execution_plan
     assert [plan.name for plan in plans] == ["prefill", "decode"]
@@ -47,13 +42,13 @@ def test_methods_that_share_a_context_store_it_once() -> None:
 
 def test_methods_with_contexts_of_their_own_store_both() -> None:
     first, second = b"first context" * 50, b"second context" * 50
-    program = delegate_program(METHODS, [CompiledContext(first, b""), CompiledContext(second, b"")])
+    program = context_program(METHODS, [CompiledContext(first, b""), CompiledContext(second, b"")])
     assert first in program
     assert second in program
 
 
 def test_every_method_is_exactly_one_delegate_call_on_all_its_tensors() -> None:
-    program = deserialize_pte_binary(delegate_program(METHODS, [CompiledContext(b"binary", b"options")])).program
+    program = deserialize_pte_binary(context_program(METHODS, [CompiledContext(b"binary", b"options")])).program
     for plan, method in zip(program.execution_plan, METHODS, strict=True):
         (chain,) = plan.chains
         (instruction,) = chain.instructions
@@ -66,7 +61,7 @@ def test_every_method_is_exactly_one_delegate_call_on_all_its_tensors() -> None:
 
 
 def test_outputs_do_not_overlap_in_the_arena() -> None:
-    program = deserialize_pte_binary(delegate_program(METHODS, [CompiledContext(b"binary", b"options")])).program
+    program = deserialize_pte_binary(context_program(METHODS, [CompiledContext(b"binary", b"options")])).program
     plan = program.execution_plan[0]
     first, second = (plan.values[index].val.allocation_info.memory_offset for index in plan.outputs)
     assert second - first >= 2 * 4 * 5
@@ -89,14 +84,21 @@ def test_equal_contexts_get_equal_signatures_whenever_they_were_made() -> None:
 
 
 def test_calls_are_read_back_from_the_file() -> None:
-    program = delegate_program(METHODS, [CompiledContext(b"binary", b"options")])
+    program = context_program(METHODS, [CompiledContext(b"binary", b"options")])
     assert read_calls(program) == [MethodCalls("prefill", 1, ()), MethodCalls("decode", 1, ())]
 
 
 def test_a_kernel_beside_the_delegate_is_found() -> None:
-    written = deserialize_pte_binary(delegate_program(METHODS, [CompiledContext(b"binary", b"options")]))
+    written = deserialize_pte_binary(context_program(METHODS, [CompiledContext(b"binary", b"options")]))
     plan = written.program.execution_plan[1]
     plan.operators.append(Operator("aten::add", "out"))
     plan.chains[0].instructions.append(Instruction(KernelCall(op_index=0, args=[0])))
     spoiled = bytes(_serialize_pte_binary(written, extract_delegate_segments=True))
     assert read_calls(spoiled)[1] == MethodCalls("decode", 1, ("aten::add",))
+
+
+def test_payloads_are_read_back_with_their_options() -> None:
+    contexts = [CompiledContext(b"first", b"one"), CompiledContext(b"second" * 20, b"two")]
+    assert read_payloads(context_program(METHODS, contexts)) == [
+        DelegatePayload("QnnBackend", context.binary, (("qnn_compile_spec", context.options),)) for context in contexts
+    ]

@@ -10,7 +10,12 @@ from exporter.decoder.spec import DecoderSpec, NormSpec, RotarySpec
 GLOBAL_THETA, LOCAL_THETA = 1_000_000.0, 10_000.0
 
 
-def decoder_spec(config: Config) -> DecoderSpec:
+USUAL = {"vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072}
+"""Left out by configs of checkpoints with towers where they are as usual."""
+
+
+def decoder_spec(file: Config) -> DecoderSpec:
+    config = file.defaulting(**USUAL)
     config.refuse("attn_logit_softcapping")  # transformers reads the field and leaves it unused
     period, window = config.integer("sliding_window_pattern", 6), config.integer("sliding_window", WINDOW)
     windows = windows_from_layer_types(

@@ -36,4 +36,7 @@ PUBLISHED = Published(
     },
     494_032_768,
 )
-FAMILIES.add("qwen2", Family("qwen2", decoder_spec, PUBLISHED))
+FAMILIES.add(
+    "qwen2",
+    Family("qwen2", decoder_spec, PUBLISHED, text_parts=("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text")),
+)

@@ -8,15 +8,18 @@ from exporter.decoder.spec import DecoderSpec, NormSpec
 
 
 def decoder_spec(config: Config) -> DecoderSpec:
+    return dense_decoder(config, "qwen3", attention_traits(config))
+
+
+def attention_traits(config: Config) -> DenseTraits:
     bias = config.flag("attention_bias", False)
-    traits = DenseTraits(
+    return DenseTraits(
         upper_layer_windows(config),
         query_key_norm=NormSpec(config.number("rms_norm_eps", 1e-6)),
         head_dim=128,
         query_key_value_bias=bias,
         output_bias=bias,
     )
-    return dense_decoder(config, "qwen3", traits)
 
 
 PUBLISHED = Published(
@@ -37,4 +40,4 @@ PUBLISHED = Published(
     },
     596_049_920,
 )
-FAMILIES.add("qwen3", Family("qwen3", decoder_spec, PUBLISHED))
+FAMILIES.add("qwen3", Family("qwen3", decoder_spec, PUBLISHED, text_parts=("qwen3_vl_text",)))

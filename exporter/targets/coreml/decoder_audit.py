@@ -110,7 +110,7 @@ def duplicate_matrix_bytes(found: list[Blob]) -> int:
 
 def _slots(function: Function, layer: int, decoder: QuantizedDecoder) -> int:
     """Slots of a layer as the state of its keys has them: numbers over numbers per slot."""
-    attention = decoder.spec.layers[layer].attention
+    attention = decoder.spec.layers[layer].heads
     shape = function.states[f"layers_{layer}_keys"].shape
     width = attention.head_dim
     if decoder.kv_format.half_lanes:

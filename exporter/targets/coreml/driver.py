@@ -12,7 +12,7 @@ import numpy as np
 
 from exporter.targets.coreml.host import HostLayout
 from exporter.targets.coreml.interpreter.machine import Interpreter, Precision
-from exporter.targets.coreml.names import DECODE, HOST_FILE, LOGITS, PACKAGE, POSITION, PREFILL, TOKENS
+from exporter.targets.coreml.names import DECODE, HOST_FILE, LOGITS, PACKAGE, POSITION, PREFILL, TOKENS, label
 
 PADDING = 0
 """Token id behind the end of a prompt; any would do."""
@@ -24,6 +24,8 @@ class CoreMlDriver:
     def __init__(self, machine: Interpreter, layout: HostLayout) -> None:
         self._machine = machine
         self.context, self.chunk, self.vocab_size = layout.context, layout.chunk, layout.vocab_size
+        self._chunk_function = PREFILL if PREFILL in machine.functions else next(iter(machine.functions))
+        self._decodes = DECODE in machine.functions
         self._state = machine.make_state()
         self._tokens: list[int] = []
 
@@ -43,10 +45,21 @@ class CoreMlDriver:
         return self.prefill(token_ids)[-1]
 
     def decode(self, token_id: int) -> np.ndarray:
-        """float32 [V]."""
+        """float32 [V]. Without a function for one token the chunk that it belongs to is sent again."""
+        if not self._decodes:
+            return self.prefill([token_id])[0]
         logits = self._run(DECODE, [token_id], len(self._tokens))[0]
         self._tokens.append(token_id)
         return logits
+
+    def adopt(self, token_ids: list[int], stored: dict[str, np.ndarray]) -> None:
+        """Goes on after `token_ids` with a cache that something else filled: arrays [slots, K, n] by canonical names."""
+        self._tokens = list(token_ids)
+        for name, numbers in stored.items():
+            state = self._state[label(name)]
+            channels_first = state.shape[2] == 1 and state.shape[1] == numbers.shape[1] * numbers.shape[2]
+            turned = numbers.transpose(1, 2, 0) if channels_first else numbers.transpose(1, 0, 2)
+            state[...] = turned.reshape(state.shape)
 
     def kv_bytes(self) -> int:
         """Every element of a state is an fp16 number on a device, whatever the interpreter holds it in."""
@@ -55,7 +68,7 @@ class CoreMlDriver:
     def _chunk(self, start: int) -> np.ndarray:
         tokens = self._tokens[start : start + self.chunk]
         padded = tokens + [PADDING] * (self.chunk - len(tokens))
-        return self._run(PREFILL, padded, start)[: len(tokens)]
+        return self._run(self._chunk_function, padded, start)[: len(tokens)]
 
     def _run(self, function: str, token_ids: list[int], position: int) -> np.ndarray:
         inputs = {TOKENS: np.array([token_ids], np.int32), POSITION: np.array([position], np.int32)}

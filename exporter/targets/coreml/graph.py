@@ -14,17 +14,14 @@ import coremltools
 import numpy as np
 from coremltools.converters.mil.mil import Builder, Function, Program, types
 
+from exporter.targets.coreml.names import label
+
 TARGET = coremltools.target.iOS18
 KINDS: dict[str, Any] = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32}
 TYPES = {"fp16": types.fp16, "fp32": types.fp32, "int32": types.int32}
 
 Value = Any
 """coremltools' `Var`."""
-
-
-def label(name: str) -> str:
-    """A canonical name as an identifier of MIL."""
-    return name.replace(".", "_")
 
 
 class FunctionGraph:

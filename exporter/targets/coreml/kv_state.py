@@ -61,7 +61,7 @@ def state_shapes(
         part.name: part.shape(layout)
         for index, layer in enumerate(spec.layers)
         for side in SIDES
-        for part in state_parts(index, side, layer.attention, layers[index], kv_format)
+        for part in state_parts(index, side, layer.heads, layers[index], kv_format)
     }
 
 

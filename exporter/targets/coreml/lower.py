@@ -36,26 +36,46 @@ from exporter.targets.coreml.weights import StoredWeights
 
 
 def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Entry point of the child process; see `CoreMlTarget.lower` for the arguments."""
-    source, folder = Path(arguments["quantized"]), Path(arguments["artifact"])
-    profile, decoder = Profile(arguments["profile"]), load_quantized(source)
-    if profile.channels_first:
-        decoder = rounded_to_half(decoder)
-        save_quantized(decoder, source)  # the oracle computes with the numbers of the package
-    host = HostLayout(decoder.context, decoder.chunk, decoder.spec.vocab_size)
-    save_package(build_program(decoder, profile), DECODE, host.metadata(), folder / PACKAGE)
-    host.write(folder / HOST_FILE)
-    return asdict(_outcome(decoder, folder))
+    """Entry point of the child process; see `CoreMlTarget.lower` for the arguments.
+
+    Raises GateFailed when what was written is not what was meant.
+    """
+    folder, profile = Path(arguments["artifact"]), Profile(arguments["profile"])
+    decoder = load_for(profile, Path(arguments["quantized"]))
+    package = save_decoder(decoder, profile, {PREFILL: decoder.chunk, DECODE: 1}, folder)
+    host_layout(decoder).write(folder / HOST_FILE)
+    return asdict(outcome(decoder, package))
 
 
-def build_program(decoder: QuantizedDecoder, profile: Profile) -> Program:
-    """Functions `prefill` for a chunk of tokens and `decode` for one, with the same states and the same constants."""
+def load_for(profile: Profile, quantized: Path) -> QuantizedDecoder:
+    """The decoder with the numbers that the package computes with; the oracle reads them from where they were."""
+    decoder = load_quantized(quantized)
+    if not profile.channels_first:
+        return decoder
+    rounded = rounded_to_half(decoder)
+    save_quantized(rounded, quantized)
+    return rounded
+
+
+def host_layout(decoder: QuantizedDecoder) -> HostLayout:
+    return HostLayout(decoder.context, decoder.chunk, decoder.spec.vocab_size)
+
+
+def save_decoder(decoder: QuantizedDecoder, profile: Profile, functions: dict[str, int], folder: Path) -> Path:
+    """Writes the package with functions for so many tokens each into `folder`. The last of them is the default."""
+    program = build_program(decoder, profile, functions)
+    save_package(program, list(functions)[-1], host_layout(decoder).metadata(), folder / PACKAGE)
+    return folder / PACKAGE
+
+
+def build_program(decoder: QuantizedDecoder, profile: Profile, functions: dict[str, int]) -> Program:
+    """Functions by name, each for so many tokens, with the same states and the same constants."""
     layout = CHANNELS_FIRST if profile.channels_first else ROWS
     stored, program = StoredWeights(decoder.weights, layout), Program()
     states = state_shapes(decoder.spec, decoder.layout, decoder.kv_format, layout)
     codecs = tuple(CacheCodec(decoder.kv_format, constants) for constants in decoder.kv_constants)
     rows = -(-decoder.context // decoder.chunk) * decoder.chunk
-    for name, tokens in ((PREFILL, decoder.chunk), (DECODE, 1)):
+    for name, tokens in functions.items():
         inputs = {TOKENS: (1, tokens), POSITION: (1,)}
         with FunctionGraph(program, name, inputs, states) as graph:
             positions = Positions(graph, layout, graph.input(POSITION), tokens, rows)
@@ -64,12 +84,12 @@ def build_program(decoder: QuantizedDecoder, profile: Profile) -> Program:
     return program
 
 
-def _outcome(decoder: QuantizedDecoder, folder: Path) -> LowerOutcome:
+def outcome(decoder: QuantizedDecoder, package: Path) -> LowerOutcome:
     """Read back from the written package. Raises GateFailed when it is not what was meant."""
-    figures, states = audit_decoder(folder / PACKAGE, decoder)
+    figures, states = audit_decoder(package, decoder)
     return LowerOutcome(
         shipped_files=(HOST_FILE, *(f"{PACKAGE}/{name}" for name in PACKAGE_FILES)),
-        weight_bytes=(folder / PACKAGE / WEIGHTS_IN_PACKAGE).stat().st_size,
+        weight_bytes=(package / WEIGHTS_IN_PACKAGE).stat().st_size,
         delegation=None,
         kv_bytes_total=states.bytes,
         slots_per_layer=states.slots_per_layer,

@@ -6,3 +6,8 @@ PACKAGE_FILES = ("Manifest.json", MODEL_IN_PACKAGE, WEIGHTS_IN_PACKAGE)
 
 PREFILL, DECODE = "prefill", "decode"
 TOKENS, POSITION, LOGITS = "input_ids", "position", "logits"
+
+
+def label(name: str) -> str:
+    """A canonical name as an identifier of MIL."""
+    return name.replace(".", "_")

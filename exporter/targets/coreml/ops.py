@@ -10,12 +10,13 @@ import numpy as np
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
 from exporter.targets.coreml.attention import CachedAttention
-from exporter.targets.coreml.graph import FunctionGraph, Value, label
+from exporter.targets.coreml.graph import FunctionGraph, Value
 from exporter.targets.coreml.kv_state import CacheCodec, SlotWriter
 from exporter.targets.coreml.layout import Layout
-from exporter.targets.coreml.names import LOGITS
+from exporter.targets.coreml.names import LOGITS, label
 from exporter.targets.coreml.positions import Positions
 from exporter.targets.coreml.weights import StoredWeights
+from exporter.targets.limits import WithoutExperts, WithoutLatents, WithoutRecurrence
 
 SMALLEST_MAGNITUDE = 2.0**-14
 """Least divisor of a norm in fp16 arithmetic: the smallest number that hardware without subnormals has."""
@@ -36,7 +37,7 @@ class Tensor:
     heads: int = 0
 
 
-class MilOps:
+class MilOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
     """Writes one function; see `decoder.ops.Ops`."""
 
     def __init__(

@@ -37,7 +37,8 @@ def save_package(program: Program, default_function: str, metadata: dict[str, st
     """Writes a new folder `path`. `metadata` is what an app reads from `MLModel.modelDescription.metadata`."""
     model_file, weights_file = path / MODEL_IN_PACKAGE, path / WEIGHTS_IN_PACKAGE
     weights_file.parent.mkdir(parents=True)
-    program.default_function_name, program.export_as_multifunction = default_function, True
+    program.default_function_name = default_function
+    program.export_as_multifunction = len(program.functions) > 1  # else the package is as one of a single model
     program._check_early_error_out_for_invalid_program()
     model = load(program, str(weights_file.parent), specification_version=SPECIFICATION_VERSION)
     for name, text in sorted(metadata.items()):

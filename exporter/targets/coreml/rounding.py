@@ -35,7 +35,7 @@ def rounded_to_half(decoder: QuantizedDecoder) -> QuantizedDecoder:
 
 
 def _layer(layer: LayerSpec) -> LayerSpec:
-    attention = layer.attention
+    attention = layer.heads
     slopes = None if attention.distance_slopes is None else tuple(map(_half, attention.distance_slopes))
     cap = None if attention.score_cap is None else _half(attention.score_cap)
     scale = _half(attention.score_scale)

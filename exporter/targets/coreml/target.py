@@ -12,6 +12,7 @@ from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.coreml.profile import Profile
+from exporter.targets.limits import expert_refusals, recurrence_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 NO_APPLE_RUNTIME = (
@@ -25,6 +26,7 @@ class CoreMlTarget:
     runtime = "coreml"
     obtained = Obtained.SIMULATED
     holds_palettes = True
+    adopts_codes = True
     driver = "exporter.targets.coreml.driver:open_driver"
     exact_driver: str | None = "exporter.targets.coreml.driver:open_exact_driver"
 
@@ -41,7 +43,8 @@ class CoreMlTarget:
         return self.profile.slot_multiple(recipe.cache.chunk)
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        found, cache = [], recipe.kv_cache
+        cache = recipe.kv_cache
+        found = [*expert_refusals(spec, "Core ML"), *recurrence_refusals(spec, "a Core ML package")]
         if recipe.weights.scale_format is ScaleFormat.BF16:
             found.append(
                 Refusal(

@@ -16,8 +16,9 @@ from coremltools.converters.mil.mil.types.type_int import np_int4_dtype, np_uint
 
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.int4 import QuantizedMatrix
-from exporter.targets.coreml.graph import FunctionGraph, Value, label
+from exporter.targets.coreml.graph import FunctionGraph, Value
 from exporter.targets.coreml.layout import Layout
+from exporter.targets.coreml.names import label
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from exporter.decoder.spec import AttentionSpec
 from exporter.quantize.formats import KvFormat
-from exporter.quantize.kv_codec import LayerKvConstants
+from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value, soft_cap
 from exporter.targets.onnx.kv_encoding import StoredLayer, per_channel, rotated
 
@@ -43,9 +43,11 @@ class CachedAttention:
         self.format, self.constants, self.terms = kv_format, constants, terms
         self.label = f"layers.{layer}"
 
-    def attend(self, query: Value, stored: StoredLayer, mask: Value, middle: Value) -> Value:
+    def attend(
+        self, query: Value, stored: StoredLayer, mask: Value, middle: Value, beside: Value | None = None
+    ) -> Value:
         """Query [1, S, H * Hd], mask float [G * S, C] or [K, G * S, C] of zeros and minus infinities, `middle` uint8 [1, K, G * S, 1] of
-        128 -> [1, S, H * Hd]."""
+        128, `beside` float [1, K, G * S, 1] the learned sinks of a layer that has them -> [1, S, H * Hd]."""
         graph, spec = self.graph, self.spec
         balance = self.constants.key.balance.repeat_interleave(spec.group, 0) * spec.score_scale
         query = per_channel(graph, query, "Mul", f"{self.label}.query_balance", balance, 1.0)
@@ -53,18 +55,30 @@ class CachedAttention:
         by_head = graph.node("Transpose", by_token, perm=[0, 2, 1, 3])
         by_head = rotated(graph, by_head, self.format, spec.head_dim)
         rows = graph.node("Reshape", by_head, graph.integers(1, spec.kv_heads, -1, spec.head_dim))
+        values, of_values = stored.values, self.constants.value
+        if values is None:
+            values, of_values = graph.node("Transpose", stored.keys, perm=[0, 1, 3, 2]), self.constants.key
         scales, zeros = self._sides(stored.scales), self._sides(stored.zeros)
         scores = self._product_with_keys(rows, stored.keys, scales[0], zeros[0], middle)
         if spec.score_cap is not None:
             scores = soft_cap(graph, scores, spec.score_cap)
         masked = graph.node("Add", scores, mask, name=f"{self.label}.masked_scores")
-        weights = graph.node("Softmax", masked, axis=-1, name=f"{self.label}.probabilities")
-        return self._restored(self._product_with_values(weights, stored.values, scales[1], zeros[1]))
+        weights = self._probabilities(masked, beside)
+        return self._restored(self._product_with_values(weights, values, scales[1], zeros[1]), of_values)
+
+    def _probabilities(self, scores: Value, beside: Value | None) -> Value:
+        graph, name = self.graph, f"{self.label}.probabilities"
+        if beside is None:
+            return graph.node("Softmax", scores, axis=-1, name=name)
+        whole = graph.node("Softmax", graph.node("Concat", scores, beside, axis=3), axis=-1, name=name)
+        return graph.node("Slice", whole, graph.integers(0), graph.integers(-1), graph.integers(3))
 
     def _sides(self, stored: Value | None) -> tuple[Value, Value] | tuple[None, None]:
         """fp16 [1, 2 * K, 1, C] -> those of keys and those of values, float [1, K, 1, C]."""
         if stored is None:
             return None, None
+        if self.spec.latent is not None:
+            return (self._float(stored),) * 2
         heads = self.graph.integers(self.spec.kv_heads, self.spec.kv_heads)
         key, value = self.graph.nodes("Split", self._float(stored), heads, count=2, axis=1)
         return key, value
@@ -198,9 +212,9 @@ class CachedAttention:
         graph = self.graph
         return graph.node("Add", zero, graph.node("Mul", scale, graph.scalar(2 ** (self.format.bits - 1))))
 
-    def _restored(self, mixed: Value) -> Value:
+    def _restored(self, mixed: Value, constants: ChannelConstants) -> Value:
         """[1, K, G * S, Hd] -> [1, S, H * Hd], with the values' constants taken back."""
-        graph, spec, constants = self.graph, self.spec, self.constants.value
+        graph, spec = self.graph, self.spec
         mixed = rotated(graph, mixed, self.format, spec.head_dim)
         by_head = graph.node("Reshape", mixed, graph.integers(1, spec.query_heads, -1, spec.head_dim))
         by_token = graph.node("Transpose", by_head, perm=[0, 2, 1, 3])

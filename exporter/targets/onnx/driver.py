@@ -1,4 +1,5 @@
-"""Runs an ONNX artifact: every cache is one buffer, bound as input and as output, so that a step writes only the new slots.
+"""Runs an ONNX artifact: every cache is one buffer, bound as input and as output, so that a step writes only the new slots. A state of
+a recurrent layer is two buffers, which change places after every call.
 
 The host's whole part is here: which slot a token goes to, which position each slot holds, and when a chunk must be cut. An app in
 another language does the same with the names and shapes in `host.json`.
@@ -19,9 +20,11 @@ from exporter.targets.onnx.names import (
     HELD,
     HOST_FILE,
     LOGIT_ROWS,
+    NEXT_STATE,
     PAST,
     POSITIONS,
     PRESENT,
+    STATE,
     TOKENS,
     WRITE_SLOT,
 )
@@ -46,6 +49,11 @@ class Caches:
         self.write_slot = {name: np.zeros(1, np.int64) for name in layout.rings}
         self._parts = [item for item in session.get_inputs() if item.name.startswith(f"{PAST}.")]
         self.tensors = {item.name.removeprefix(f"{PAST}."): self._zeros(item) for item in self._parts}
+        states = [item for item in session.get_inputs() if item.name.startswith(f"{STATE}.")]
+        self.states = tuple(
+            {item.name.removeprefix(f"{STATE}."): self._zeros(item) for item in states} for _ in range(2)
+        )
+        self.turn = 0
 
     def reserve(self, length: int) -> bool:
         """Makes room for so many tokens; returns whether buffers were replaced."""
@@ -83,6 +91,12 @@ class Caches:
         self.length = 0
         for held in self.held.values():
             held.fill(EMPTY)
+        for state in self.states[self.turn].values():
+            state.numpy().fill(0)
+
+    def swap(self) -> None:
+        """What a call wrote is what the next one reads."""
+        self.turn = 1 - self.turn
 
     def _zeros(self, item: Any) -> Any:
         zeros = np.zeros([self._size(size) for size in item.shape], NUMPY_TYPES[item.type])
@@ -147,7 +161,7 @@ class OnnxDriver:
 
 
 class Step:
-    """A call for a fixed number of tokens: all its buffers are bound once."""
+    """A call for a fixed number of tokens: all its buffers are bound once, for either way in which the states can lie."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, caches: Caches, count: int, every: bool, vocab_size: int
@@ -156,24 +170,36 @@ class Step:
         rows = np.arange(count) if every else np.array([count - 1])
         self._tokens, self._positions = np.zeros((1, count), np.int64), np.zeros((1, count), np.int64)
         self._logits = np.zeros((1, len(rows), vocab_size), np.float32)
-        self._binding = session.io_binding()
         named = {TOKENS: self._tokens, POSITIONS: self._positions, LOGIT_ROWS: rows}
         named |= {f"{HELD}.{name}": held for name, held in caches.held.items()}
         named |= {f"{WRITE_SLOT}.{name}": slot for name, slot in caches.write_slot.items()}
         declared = {item.name for item in session.get_inputs()}
         named = {name: array for name, array in named.items() if name in declared}
         self._inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in named.items()}
+        self._output = onnxruntime.OrtValue.ortvalue_from_numpy(self._logits)
+        self._bindings = [self._bound(*caches.states)]
+        if caches.states[0]:
+            self._bindings.append(self._bound(*reversed(caches.states)))
+
+    def _bound(self, states: dict[str, Any], next_states: dict[str, Any]) -> Any:
+        binding = self._session.io_binding()
         for name, value in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, value)
-        for name, value in caches.tensors.items():
-            self._binding.bind_ortvalue_input(f"{PAST}.{name}", value)
-            self._binding.bind_ortvalue_output(f"{PRESENT}.{name}", value)
-        self._binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(self._logits))
+            binding.bind_ortvalue_input(name, value)
+        for name, value in self._caches.tensors.items():
+            binding.bind_ortvalue_input(f"{PAST}.{name}", value)
+            binding.bind_ortvalue_output(f"{PRESENT}.{name}", value)
+        for name in states:
+            binding.bind_ortvalue_input(f"{STATE}.{name}", states[name])
+            binding.bind_ortvalue_output(f"{NEXT_STATE}.{name}", next_states[name])
+        binding.bind_ortvalue_output("logits", self._output)
+        return binding
 
     def run(self, token_ids: list[int]) -> np.ndarray:
         self._tokens[0] = token_ids
         self._positions[0] = self._caches.place(len(token_ids))
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._bindings[self._caches.turn])
+        if self._caches.states[0]:
+            self._caches.swap()
         return self._logits[0]
 
 
@@ -187,9 +213,19 @@ NUMPY_TYPES = {
 
 def open_driver(folder: Path) -> OnnxDriver:
     """Opens an export with ONNX Runtime's CPU provider."""
-    layout = HostLayout.read(folder / HOST_FILE)
+    return _open(folder, onnxruntime.SessionOptions())[0]
+
+
+def open_traced(folder: Path, prefix: Path) -> tuple[OnnxDriver, onnxruntime.InferenceSession]:
+    """The same, and the session, which writes a profile named after `prefix` once profiling ends."""
     options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(prefix)
+    return _open(folder, options)
+
+
+def _open(folder: Path, options: onnxruntime.SessionOptions) -> tuple[OnnxDriver, onnxruntime.InferenceSession]:
+    layout = HostLayout.read(folder / HOST_FILE)
     options.log_severity_level = 3
     options.intra_op_num_threads = layout.threads
     session = onnxruntime.InferenceSession(str(folder / GRAPH_FILE), options, providers=["CPUExecutionProvider"])
-    return OnnxDriver(session, layout)
+    return OnnxDriver(session, layout), session

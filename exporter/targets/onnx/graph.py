@@ -18,6 +18,8 @@ SMALLEST_EXTERNAL_BYTES = 1024
 
 Value = ir.Value
 
+ScanBody = Callable[[Sequence[Value], Sequence[Value]], tuple[Sequence[Value], Sequence[Value]]]
+
 
 def soft_cap(graph: GraphBuilder, value: Value, cap: float) -> Value:
     """cap * tanh(value / cap)."""
@@ -91,6 +93,21 @@ class GraphBuilder:
             value.name = label if count == 1 else f"{label}.{index}"
         self._nodes.append(node)
         return list(node.outputs)
+
+    def scan(self, states: Sequence[Value], rows: Sequence[Value], body: ScanBody) -> tuple[list[Value], list[Value]]:
+        """Runs `body` once for every index of the first axis of `rows`, which all have it: it gets the states and that index of each, and
+        returns the next states and what is stacked. Returns the last states and the stacks. The body may use any value outside."""
+        outer, self._nodes = self._nodes, []
+        names = [self._fresh("scan.input") for _ in (*states, *rows)]
+        inputs = [ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in names]
+        kept, stacked = body(inputs[: len(states)], inputs[len(states) :])
+        inner, self._nodes = self._nodes, outer
+        for value in (*kept, *stacked):
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        graph = ir.Graph(inputs, [*kept, *stacked], nodes=inner, opset_imports={"": OPSET}, name=self._fresh("step"))
+        settings: dict[str, Any] = {"num_scan_inputs": len(rows), "body": graph}
+        results = self.nodes("Scan", *states, *rows, count=len(kept) + len(stacked), **settings)
+        return results[: len(kept)], results[len(kept) :]
 
     def save(self, path: Path) -> ir.Model:
         """Writes the graph, and its large constants into one aligned file beside it."""

@@ -40,10 +40,10 @@ class CachePart:
 
 @dataclass
 class StoredLayer:
-    """A layer's cache in the order of `cache_parts`, before or after new vectors are written."""
+    """A layer's cache in the order of `cache_parts`, before or after new vectors are written. Latents are in `keys` alone."""
 
     keys: Value
-    values: Value
+    values: Value | None = None
     scales: Value | None = None
     zeros: Value | None = None
 
@@ -56,14 +56,13 @@ def cache_parts(layer: int, attention: AttentionSpec, kv_format: KvFormat, slots
     else:
         codes = ir.DataType.INT8 if kv_format.bits == 8 else ir.DataType.UINT8
         width = width * kv_format.bits // 8
-    prefix = f"layers.{layer}"
-    parts = [
-        CachePart(f"{prefix}.keys", 3, (1, heads, width, slots), codes),
-        CachePart(f"{prefix}.values", 2, (1, heads, slots, width), codes),
-    ]
+    prefix, sides = f"layers.{layer}", 1 if attention.latent else 2
+    parts = [CachePart(f"{prefix}.keys", 3, (1, heads, width, slots), codes)]
+    if sides == 2:
+        parts.append(CachePart(f"{prefix}.values", 2, (1, heads, slots, width), codes))
     if kv_format.scaling is not KvScaling.NONE:
         for name in ("scales", "zeros") if kv_format.zero_point else ("scales",):
-            parts.append(CachePart(f"{prefix}.{name}", 3, (1, 2 * heads, 1, slots), ir.DataType.FLOAT16))
+            parts.append(CachePart(f"{prefix}.{name}", 3, (1, sides * heads, 1, slots), ir.DataType.FLOAT16))
     return parts
 
 
@@ -80,6 +79,18 @@ class CacheEncoder:
     ) -> None:
         self.graph, self.spec, self.format, self.constants = graph, attention, kv_format, constants
         self.label = f"layers.{layer}"
+
+    def encode_latents(self, key: Value) -> StoredLayer:
+        """New vectors [1, S, Hd] that are keys and values at once -> what the cache stores."""
+        graph, constants, width = self.graph, self.constants.key, self.spec.head_dim
+        rows = per_channel(graph, key, "Sub", f"{self.label}.cache_center", constants.center, 0.0)
+        rows = per_channel(graph, rows, "Mul", f"{self.label}.cache_unbalance", 1 / constants.balance, 1.0)
+        split = graph.node("Reshape", rows, graph.integers(1, -1, 1, width))
+        codes, *factors = (
+            graph.node("Transpose", part, perm=[0, 2, 3, 1])
+            for part in self._codes(rotated(graph, split, self.format, width))
+        )
+        return StoredLayer(codes, None, *factors)
 
     def encode(self, key: Value, value: Value) -> StoredLayer:
         """New keys and values [1, S, K * Hd] each -> what the cache stores, with the slots on their axes."""

@@ -18,7 +18,7 @@ from exporter.recipe import OnnxSection
 from exporter.targets.base import LowerOutcome
 from exporter.targets.onnx.graph import SMALLEST_EXTERNAL_BYTES
 from exporter.targets.onnx.host import HostLayout
-from exporter.targets.onnx.names import DATA_FILE, GRAPH_FILE, HOST_FILE, PAST
+from exporter.targets.onnx.names import DATA_FILE, GRAPH_FILE, HOST_FILE, PAST, STATE
 from exporter.targets.onnx.ops import OnnxOps
 
 
@@ -45,7 +45,7 @@ def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     )
     ops.finish(decode_chunk(ops, decoder.spec, ops.token_ids))
     ops.graph.save(folder / GRAPH_FILE)
-    rings = {layer.name: layer for layer in decoder.layout}
+    rings = {layer.name: layer for layer in decoder.layout if layer.slots}
     host = HostLayout(decoder.context, decoder.chunk, decoder.spec.vocab_size, settings.threads, rings)
     host.write(folder / HOST_FILE)
     return asdict(_outcome(decoder, folder))
@@ -56,7 +56,7 @@ def _outcome(decoder: QuantizedDecoder, folder: Path) -> LowerOutcome:
     model = ir.load(folder / GRAPH_FILE)
     operators = Counter(f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in model.graph)
     slots = {f"slots.{layer.name}": layer.slots for layer in decoder.layout}
-    caches = [value for value in model.graph.inputs if value.name and value.name.startswith(f"{PAST}.")]
+    caches, states = (_inputs(model, kind) for kind in (PAST, STATE))
     duplicates = _duplicate_bytes(model)
     if duplicates:
         raise GateFailed(f"{DATA_FILE} stores {duplicates} bytes twice", "report it with the model's config.json")
@@ -66,17 +66,27 @@ def _outcome(decoder: QuantizedDecoder, folder: Path) -> LowerOutcome:
         weight_bytes=(folder / DATA_FILE).stat().st_size,
         delegation=None,
         kv_bytes_total=sum(_bytes(value, slots) for value in caches),
-        slots_per_layer=tuple(
-            slots[str(next(size for size in value.shape if not isinstance(size, int)))]
-            for value in caches
-            if value.shape and str(value.name).endswith(".keys")
-        ),
+        slots_per_layer=tuple(_slots(caches, layer, slots) for layer in range(len(decoder.layout))),
+        state_bytes_total=sum(_bytes(value, slots) for value in states),
         notes=asdict(figures),
         requirements={
             "opsets": dict(model.opset_imports),
             "contrib_operators": sorted(name for name in operators if not name.startswith("ai.onnx")),
         },
     )
+
+
+def _inputs(model: ir.Model, kind: str) -> list[ir.Value]:
+    return [value for value in model.graph.inputs if value.name and value.name.startswith(f"{kind}.")]
+
+
+def _slots(caches: list[ir.Value], layer: int, slots: dict[str, int]) -> int:
+    """Slots of a layer as its keys have them; none where there are no keys."""
+    name = f"{PAST}.layers.{layer}.keys"
+    keys = next((value for value in caches if value.name == name), None)
+    if keys is None or keys.shape is None:
+        return 0
+    return slots[str(next(size for size in keys.shape if not isinstance(size, int)))]
 
 
 def _bytes(value: ir.Value, slots: dict[str, int]) -> int:

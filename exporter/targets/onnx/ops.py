@@ -14,17 +14,29 @@ import onnx_ir as ir
 import torch
 
 from exporter.decoder.cache import LayerCache
+from exporter.decoder.recurrence import CausalConvolution, SelectiveScan, StateSpaceDual
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
-from exporter.decoder.spec import SHARED_INPUTS, Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
+from exporter.decoder.spec import (
+    Activation,
+    AttentionSpec,
+    DecoderSpec,
+    ExpertsSpec,
+    NormSpec,
+    RotarySpec,
+    same_input,
+    sinks_name,
+)
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.formats import KvFormat
 from exporter.quantize.kv_codec import LayerKvConstants
 from exporter.recipe import AttentionKernel, OnnxSection
 from exporter.targets.onnx.attention import CachedAttention
+from exporter.targets.onnx.experts import ExpertsWriter
 from exporter.targets.onnx.gqa import GroupedQueryAttention
 from exporter.targets.onnx.graph import MICROSOFT, GraphBuilder, Value, soft_cap
 from exporter.targets.onnx.kv_encoding import CacheEncoder, CachePart, StoredLayer, cache_parts
 from exporter.targets.onnx.names import HELD, LOGIT_ROWS, PAST, POSITIONS, PRESENT, TOKENS, WRITE_SLOT
+from exporter.targets.onnx.recurrence import RecurrenceWriter
 from exporter.targets.onnx.weights import StoredMatrix
 
 
@@ -71,6 +83,7 @@ class OnnxOps:
         self.token_ids = Tensor(self.graph.input(TOKENS, ir.DataType.INT64, (1, "S")))
         self._positions = self.graph.input(POSITIONS, ir.DataType.INT64, (1, "S"))
         self._logit_rows = self.graph.input(LOGIT_ROWS, ir.DataType.INT64, ("L",))
+        self._recurrence = RecurrenceWriter(self.graph, self._vector, self._positions)
         self._tiled: dict[tuple[LayerCache, int, tuple[float, ...] | None], Value] = {}
         self._grouped: GroupedQueryAttention | None = None
         if settings.attention is AttentionKernel.GQA:
@@ -79,6 +92,7 @@ class OnnxOps:
         self._held = {
             ring: self.graph.input(f"{HELD}.{ring.name}", ir.DataType.INT64, (f"slots.{ring.name}",))
             for ring in dict.fromkeys(layout)
+            if ring.slots
         }
         self._masks = {ring: self._mask(ring) for ring in self._held}
         self._write_slots = {
@@ -95,19 +109,45 @@ class OnnxOps:
     def linear(self, value: Tensor, matrix: str, bias: bool) -> Tensor:
         if matrix not in self._products:
             self._multiply(self._value(value), matrix)
-        product = self._products[matrix]
+        product = self._products.pop(matrix)  # another layer may multiply by the same matrix
         if bias:
             offset = self._vector(f"{matrix}.bias")
             product = self.graph.node("Add", product, offset, name=f"{matrix}.biased")
         return Tensor(product)
 
     def rms_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
+        if norm.groups > 1:
+            return self._grouped_norm(value, gain, norm)
         operators = "RMSNormalization", "SkipSimplifiedLayerNormalization"
         return self._normalized(value, gain, norm, *operators, self._vector(gain))
 
     def layer_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
         vectors = [self._vector(gain), *([self._vector(f"{gain}.bias")] if norm.bias else [])]
         return self._normalized(value, gain, norm, "LayerNormalization", "SkipLayerNormalization", *vectors)
+
+    def split(self, value: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        parts = self.graph.nodes("Split", self._value(value), self.graph.integers(*sizes), count=len(sizes), axis=2)
+        return tuple(Tensor(part) for part in parts)
+
+    def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> Tensor:
+        name = f"layers.{layer}.recurrence.convolution"
+        weight = self.weights.dense(name).squeeze(1).numpy()
+        return Tensor(self._recurrence.convolve(layer, convolution, self._value(value), weight))
+
+    def selective_scan(
+        self, layer: int, scan: SelectiveScan, value: Tensor, step: Tensor, entering: Tensor, leaving: Tensor
+    ) -> Tensor:
+        given = [self._value(part) for part in (value, step, entering, leaving)]
+        decay = -self.weights.dense(f"layers.{layer}.recurrence.decay").exp()
+        return Tensor(self._recurrence.scan(layer, scan, decay.numpy(), *given))
+
+    def state_space_dual(
+        self, layer: int, dual: StateSpaceDual, value: Tensor, step: Tensor, entering: Tensor, leaving: Tensor
+    ) -> Tensor:
+        given = [self._value(part) for part in (value, step, entering, leaving)]
+        decay = -self.weights.dense(f"layers.{layer}.recurrence.decay").exp()
+        skip = self.weights.dense(f"layers.{layer}.recurrence.skip")
+        return Tensor(self._recurrence.dual(layer, dual, decay.numpy(), skip.numpy(), *given))
 
     def split_heads(self, value: Tensor, heads: int) -> Tensor:
         return Tensor(self._value(value), heads=heads)
@@ -125,18 +165,45 @@ class OnnxOps:
             given = (self._value(query), self._value(key), self._value(value))
             return Tensor(self._grouped.attend(layer, attention, ring, self.kv_constants[layer], *given))
         shared = (self.graph, layer, attention, self.kv_format, self.kv_constants[layer])
-        new = CacheEncoder(*shared).encode(self._value(key), self._value(value))
+        encoder = CacheEncoder(*shared)
+        if attention.latent is not None:
+            new = encoder.encode_latents(self._value(key))
+        else:
+            new = encoder.encode(self._value(key), self._value(value))
         parts = cache_parts(layer, attention, self.kv_format, f"slots.{ring.name}")
-        rows = [row for row in (new.keys, new.values, new.scales, new.zeros) if row is not None]
-        stored = StoredLayer(*(self._write(part, row, ring) for part, row in zip(parts, rows, strict=True)))
+        rows = {name: row for name, row in vars(new).items() if row is not None}
+        stored = StoredLayer(
+            **{name: self._write(part, row, ring) for part, (name, row) in zip(parts, rows.items(), strict=True)}
+        )
         writer = CachedAttention(*shared, self.settings.attention_terms)
         mask, middle = self._tiled_mask(ring, attention), self._middle_codes(attention)
-        return Tensor(writer.attend(self._value(query), stored, mask, middle))
+        beside = self._learned_sinks(layer, attention) if attention.learned_sinks else None
+        return Tensor(writer.attend(self._value(query), stored, mask, middle, beside))
+
+    def join(self, left: Tensor, right: Tensor) -> Tensor:
+        return Tensor(self.graph.node("Concat", self._value(left), self._value(right), axis=2))
+
+    def merge_heads(self, value: Tensor) -> Tensor:
+        return Tensor(self._value(value))
+
+    def head_products(self, value: Tensor, prefix: str, name: str, passed: int, keep: bool) -> Tensor:
+        """A product for each head: the operator has no batches of matrices."""
+        graph, names = self.graph, [f"{prefix}.{head}.{name}" for head in range(value.heads)]
+        multiplied = self.weights.quantized(names[0]).in_features
+        sizes = graph.integers(*[passed, multiplied] * value.heads)
+        pieces = graph.nodes("Split", self._value(value), sizes, count=2 * value.heads, axis=2)
+        joined = []
+        for matrix, first, second in zip(names, pieces[::2], pieces[1::2], strict=True):
+            product = self._matrix(matrix, (matrix,)).multiply(second, f"{matrix}.product")
+            joined += [first, product] if keep else [product]
+        return Tensor(graph.node("Concat", *joined, axis=2), heads=value.heads)
 
     def activation(self, value: Tensor, kind: Activation) -> Tensor:
         graph, inner = self.graph, self._value(value)
         if kind is Activation.SILU:
             return Tensor(graph.node("QuickGelu", inner, domain=MICROSOFT, alpha=1.0))
+        if kind is Activation.QUICK_GELU:
+            return Tensor(graph.node("QuickGelu", inner, domain=MICROSOFT, alpha=1.702))
         if kind is Activation.RELU:
             return Tensor(graph.node("Relu", inner))
         return Tensor(graph.node("Gelu", inner, approximate="tanh" if kind is Activation.GELU_TANH else "none"))
@@ -146,6 +213,15 @@ class OnnxOps:
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         return Tensor(parts=(self._value(left), self._value(right)))
+
+    def experts(self, value: Tensor, prefix: str, experts: ExpertsSpec) -> Tensor:
+        writer = ExpertsWriter(self.graph, self.weights, prefix, experts, self.settings.activation_bits)
+        return Tensor(writer.mix(self._value(value)))
+
+    def token_gate(self, value: Tensor, source: Tensor, vector: str) -> Tensor:
+        graph, column = self.graph, self.weights.dense(vector).T.contiguous().numpy()
+        product = graph.node("MatMul", self._value(source), graph.constant(vector, column))
+        return Tensor(graph.node("Mul", self._value(value), graph.node("Sigmoid", product)))
 
     def logits(self, value: Tensor, table: str, bias: str | None = None) -> Tensor:
         """Only the rows that the caller asks for meet the head."""
@@ -177,6 +253,15 @@ class OnnxOps:
         normed = graph.node(operator, split, *vectors, **settings)
         return Tensor(graph.node("Reshape", normed, graph.integers(0, 0, -1)), heads=value.heads)
 
+    def _grouped_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
+        """The operator's gain is shared by the groups, so it is one, and each group's own follows."""
+        graph, count = self.graph, self.weights.dense(gain).shape[0] // norm.groups
+        ones = graph.constant(f"ones_{count}", np.ones(count, np.float32))
+        split = graph.node("Reshape", self._value(value), graph.integers(0, 0, norm.groups, -1))
+        normed = graph.node("RMSNormalization", split, ones, axis=-1, epsilon=norm.eps, stash_type=1)
+        flat = graph.node("Reshape", normed, graph.integers(0, 0, -1))
+        return Tensor(graph.node("Mul", flat, self._vector(gain)))
+
     def _value(self, tensor: Tensor) -> Value:
         if tensor.value is None:
             assert tensor.parts is not None
@@ -202,8 +287,7 @@ class OnnxOps:
 
     def _multiply(self, value: Value, leader: str) -> None:
         """One product for a matrix and for those that will ask for the same input next."""
-        prefix, names = leader.rsplit(".", 2)[0], [leader]
-        names += [f"{prefix}.{other}" for other, first in SHARED_INPUTS.items() if f"{prefix}.{first}" == leader]
+        names = [leader, *same_input(leader)]
         stored = self._matrix(leader, tuple(names))
         product = stored.multiply(value, f"{leader}.product")
         if len(names) == 1:
@@ -229,6 +313,14 @@ class OnnxOps:
             first = graph.node("Gather", self._positions, graph.integers(0), axis=1)
             self._rotary[rotary] = RotaryTables(graph.node("Sub", self._positions, first), cosine, sine)
         return self._rotary[rotary]
+
+    def _learned_sinks(self, layer: int, attention: AttentionSpec) -> Value:
+        """float [1, K, G * S, 1]: every head's logit for each of the chunk's tokens."""
+        graph, heads = self.graph, (attention.kv_heads, attention.group)
+        stored = self.weights.dense(sinks_name(layer)).view(1, *heads, 1).numpy()
+        shape = graph.node("Concat", graph.integers(1, *heads), graph.node("Shape", self._positions, start=1), axis=0)
+        repeated = graph.node("Expand", graph.constant(sinks_name(layer), stored), shape)
+        return graph.node("Reshape", repeated, graph.integers(1, attention.kv_heads, -1, 1))
 
     def _middle_codes(self, attention: AttentionSpec) -> Value:
         """uint8 [1, K, G * S, 1] of 128: the zero points that QuantizeLinear wants beside every scale."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
-from exporter.decoder.spec import DecoderSpec
+from exporter.decoder.spec import Activation, DecoderSpec, ExpertsSpec
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import AttentionKernel, Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 
 LOWER_TIME_LIMIT_S = 3600.0
+SMALLEST_EXPERT_GROUP = 16
+GATED_BY_QMOE = (Activation.SILU, Activation.QUICK_GELU)
 PACKAGES = {"onnx_ir": "onnx-ir", "onnxruntime": "onnxruntime"}
 
 
@@ -23,6 +26,7 @@ class OnnxTarget:
     backend = "cpu"
     obtained = Obtained.MEASURED
     holds_palettes = False
+    adopts_codes = False
     driver = "exporter.targets.onnx.driver:open_driver"
     exact_driver: str | None = None
 
@@ -48,7 +52,8 @@ class OnnxTarget:
                     "weights.scale_format bf16 does not fit the fp16 scales of MatMulNBits", "weights.scale_format=fp16"
                 )
             )
-        widths = {layer.attention.head_dim for layer in spec.layers}
+        found += expert_refusals(spec, recipe)
+        widths = {attention.head_dim for attention in spec.attentions}
         if recipe.kv_cache.bits == 4 and any(width % 2 for width in widths):
             found.append(
                 Refusal("INT4 KV packs pairs of channels, and a head has an odd number of them", "kv_cache.bits=8")
@@ -107,11 +112,28 @@ def _gqa_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     if recipe.onnx.attention_terms == 2:
         reason = "GroupQueryAttention rounds queries and probabilities as it likes; it has no terms"
         found.append(Refusal(reason, "onnx.attention_terms=1"))
-    if any(layer.attention.head_dim % 8 for layer in spec.layers):
+    if any(attention.head_dim % 8 for attention in spec.attentions):
         found.append(Refusal("GroupQueryAttention needs heads of a multiple of 8 channels", "onnx.attention=integer"))
-    if any(layer.attention.score_cap is not None or layer.attention.distance_slopes for layer in spec.layers):
+    if any(attention.latent for attention in spec.attentions):
+        found.append(Refusal("GroupQueryAttention caches keys and values, not latents", "onnx.attention=integer"))
+    if any(attention.learned_sinks for attention in spec.attentions):
+        found.append(Refusal("learned sinks are not given to GroupQueryAttention", "onnx.attention=integer"))
+    if any(attention.score_cap is not None or attention.distance_slopes for attention in spec.attentions):
         reason = "capped scores and slopes over distance are not given to GroupQueryAttention"
         found.append(Refusal(reason, "onnx.attention=integer"))
+    return found
+
+
+def expert_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
+    """What the operator QMoE has no place for."""
+    found, size = [], recipe.weights.group_size
+    blocks = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, ExpertsSpec)]
+    if blocks and (spec.hidden_size % size or size < SMALLEST_EXPERT_GROUP or size & (size - 1)):
+        whole = math.gcd(spec.hidden_size, 1 << 7)
+        reason = f"QMoE reads experts in groups of a power of two, {SMALLEST_EXPERT_GROUP} or more, that divide {spec.hidden_size} channels"
+        found.append(Refusal(reason, f"weights.group_size={max(whole, SMALLEST_EXPERT_GROUP)}"))
+    if any(block.expert.activation not in GATED_BY_QMOE or not block.expert.gated for block in blocks):
+        found.append(Refusal("experts: QMoE gates with silu alone", "another runtime"))
     return found
 
 

@@ -1,25 +1,25 @@
 // Attention over a cache of INT8 or INT4 codes: what every path (portable, AVX2, AVX-512, NEON) computes.
 //
 // A cached vector is codes, one fp16 scale and optionally one fp16 zero point, as in exporter/quantize/kv_codec.py. Only the order of
-// the codes differs from there, so that no path has to gather:
+// the codes differs from there, so that a path reads them one after another and gathers nothing:
 //
-//   keys    [Hd / quad][C][4 bytes]   one lane of 4 bytes holds a token's channels
-//   values  [C / quad][Hd][4 bytes]   one lane of 4 bytes holds a channel's tokens
+//   keys    [C / 16][Hd / quad][16][4 bytes]   one lane of 4 bytes holds a token's channels
+//   values  [C / quad][Hd][4 bytes]            one lane of 4 bytes holds a channel's tokens
 //
 // with quad = 4 at 8 bits. At 4 bits quad = 8: low nibbles are the first four, high nibbles the last four.
 //
-// Queries, and probabilities times scales, are rounded to 16 bits per row (127 * 254 + 126 steps to each side). The products are then
-// exact integers, and the same in every path.
+// Queries, and probabilities times scales, are rounded to 16 bits per row, or to 16 and 16 bits more. The products are then exact integers. What is left in floats
+// is done 16 numbers at a time in one order, without fused operations: every path gives the same bits.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 namespace slm {
 
-constexpr int kFine = 254;                        // steps of the second 8-bit term in one of the first
-constexpr int kSteps = 127 * kFine + kFine / 2 - 1;  // largest magnitude of a rounded number
-constexpr int kTokenBlock = 16;                   // slots are a multiple of this for the vector paths
+constexpr int kLane = 16;                  // slots are a multiple of this, and rows of numbers are padded to it
+constexpr int kSteps = 127 * 256 + 127;    // largest magnitude of a rounded number: its upper byte, rounded, is at most 127
+constexpr int64_t kExact = 512;            // so many products with codes around zero fit 32 bits: 128 * kSteps * kExact < 2^31
+constexpr int kRows = 8;                   // most query rows that read a cached lane together
 
 // One layer of a cache and how it is read. Pointers to [K] heads' data, one head after another.
 struct Layer {
@@ -27,6 +27,7 @@ struct Layer {
   int64_t window, sinks;    // window 0: full attention
   int bits;                 // 8 or 4
   bool zero_point, rotation;
+  bool fine;                // rounds what rounding left over once more: 32 bits per number, and twice the products
   float score_scale, score_cap;  // score_cap 0: none
   const float* constants;   // [4][K][Hd]: centre and balance of keys, then of values
   const float* slopes;      // [H], or null
@@ -44,24 +45,48 @@ struct Chunk {
   float* out;          // [S][H * Hd]
 };
 
-// A row of numbers 16 bits wide, also as two 8-bit terms for dot products of bytes: number = high * kFine + low. `sum` adds up what
-// was rounded, in steps; `total` what was given.
+// A row of numbers 16 bits wide, in steps; also as two bytes for dot products of bytes: whole = 256 * high + low, of every four numbers
+// the high bytes and then the low ones. `sums` adds up every kExact of them, `total` what was given.
 struct Terms {
-  std::vector<int8_t> high, low;
-  std::vector<int16_t> whole;
-  int64_t sum = 0;
-  float step = 0, total = 0;
+  int16_t* whole;
+  int8_t* bytes;
+  int32_t* sums;
+  float step, total;
 };
 
-// The two products that a path brings. All sums are exact.
+// Slots [first, end) hold the positions slot + shift, and the query may read them.
+struct Run {
+  int64_t first, end, shift;
+};
+
+// How one row of sums becomes weights. Scales and middles [padded]: zero behind the last slot in use. A middle is what the middle code
+// stands for; null without zero points.
+struct Softmax {
+  const float *key_scale, *key_middle, *value_scale, *value_middle;
+  int64_t padded, query;
+  const Run* runs;
+  int run_count;
+  float slope, score_cap;
+};
+
+// Of a row of weights: their largest magnitude, the sum that divides them, and what all middles add, before that division.
+struct Weighted {
+  float peak, total, shift;
+};
+
+// What a path brings. Counts of numbers and tokens are multiples of kLane; sums are with codes around zero, in steps.
 struct Path {
   const char* name;
-  // rows: up to 8 queries against the first `tokens` keys of one head. sums [rows][tokens].
-  void (*scores)(const uint8_t* keys, int bits, int64_t head_dim, int64_t slots, int64_t tokens, const Terms* rows, int count,
-                 int64_t* const* sums);
-  // rows: up to 8 weightings of the first `tokens` values. sums [rows][Hd]. A vector path is given whole blocks of kTokenBlock tokens.
-  void (*means)(const uint8_t* values, int bits, int64_t head_dim, int64_t tokens, const Terms* rows, int count,
-                int64_t* const* sums);
+  void (*read_halves)(const uint16_t* stored, int64_t count, float* out);
+  void (*round)(const float* row, int64_t count, float peak, Terms& terms);
+  // rows: up to kRows queries against the first `tokens` keys of one head. sums [rows][tokens].
+  void (*scores)(const uint8_t* keys, int bits, int64_t head_dim, int64_t tokens, const Terms* rows, int count, float* const* sums);
+  // In place: sums of one query -> probabilities, not yet divided by their sum, times the values' scales.
+  Weighted (*weigh)(const Softmax& softmax, const Terms& query, float* row);
+  // rows: up to kRows weightings of the first `tokens` values. sums [rows][Hd].
+  void (*means)(const uint8_t* values, int bits, int64_t head_dim, int64_t tokens, const Terms* rows, int count, float* const* sums);
+  // x / (1 + exp(-x)), for any count.
+  void (*silu)(const float* row, int64_t count, float* out);
 };
 
 const Path& portable_path();
@@ -69,7 +94,8 @@ const Path* avx2_path();    // null where the build or the processor has none
 const Path* avx512_path();
 const Path* neon_path();
 
-// The fastest path of this processor for these sizes.
+// The fastest one of this processor, and the fastest for heads of this size.
+const Path& fastest_path();
 const Path& chosen_path(const Layer& layer);
 
 // Encodes and stores the chunk's keys and values of one head. Heads may run in parallel.

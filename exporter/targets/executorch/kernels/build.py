@@ -23,15 +23,27 @@ from exporter.stage_cache import cache_root
 SOURCES = Path(__file__).resolve().parent
 LIBRARY = "libslm_operators.so"
 COMPILERS = ("c++", "g++", "clang++")
-COMMON = ("-std=c++17", "-O3", "-fPIC", "-fopenmp-simd", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+COMMON = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp-simd",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",  # every path of attention rounds alike
+)
+FUSED = {"linear.cpp": ("-ffp-contract=fast",)}
 X86_FLAGS = {
+    **FUSED,
     "path_avx2.cpp": ("-mavx2", "-mfma"),
     "path_avx512.cpp": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
 }
-ARM_FLAGS = {"path_neon.cpp": ("-march=armv8.2-a+dotprod",)}
+ARM_FLAGS = {**FUSED, "path_neon.cpp": ("-march=armv8.2-a+dotprod",)}
 CORE = (
     "attention.cpp",
     "codec.cpp",
+    "experts.cpp",
     "linear.cpp",
     "path_avx2.cpp",
     "path_avx512.cpp",

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 namespace slm {
 
@@ -39,15 +40,23 @@ void rotate(float* row, int64_t size) {
 namespace {
 
 constexpr float kSmallest = 1.0f / (1 << 24);
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
+
+// The number of largest magnitude; of two, the first.
+float peak_of(const float* row, float low, float high) {
+  if (-low != high) return -low > high ? low : high;
+  while (*row != low && *row != high) row++;
+  return *row;
+}
 
 // Codes of one prepared vector, with its scale and zero point as they are stored.
 void encode(const float* row, int64_t size, int bits, bool zero_point, uint8_t* codes, uint16_t* scale, uint16_t* zero) {
   const int levels = 1 << bits;
-  float low = row[0], high = row[0], peak = row[0];
+  float low = row[0], high = row[0];
+#pragma omp simd reduction(min : low) reduction(max : high)
   for (int64_t i = 1; i < size; i++) {
-    low = std::min(low, row[i]);
-    high = std::max(high, row[i]);
-    if (std::fabs(row[i]) > std::fabs(peak)) peak = row[i];
+    low = row[i] < low ? row[i] : low;
+    high = row[i] > high ? row[i] : high;
   }
   float shift = 0.0f, offset = levels / 2;
   if (zero_point) {
@@ -56,24 +65,22 @@ void encode(const float* row, int64_t size, int bits, bool zero_point, uint8_t* 
     shift = from_half(*zero);
     offset = 0.0f;
   } else {
+    const float peak = peak_of(row, low, high);
     *scale = to_half(bits >= 8 ? std::fabs(peak) / (levels / 2 - 1) : peak / -(levels / 2));
     if ((*scale & 0x7fff) == 0) *scale = to_half(kSmallest);
   }
   const float step = from_half(*scale);
   for (int64_t i = 0; i < size; i++) {
-    const float code = std::nearbyint((row[i] - shift) / step) + offset;
+    const float code = (((row[i] - shift) / step + kRound) - kRound) + offset;
     codes[i] = static_cast<uint8_t>(std::min(std::max(code, 0.0f), static_cast<float>(levels - 1)));
   }
 }
 
-// Puts a code at place `index` of an axis that is cut into quads: see attention.h.
-void place(uint8_t* lanes, int bits, int64_t index, int64_t other, int64_t others, uint8_t code) {
-  if (bits == 8) {
-    lanes[((index / 4) * others + other) * 4 + index % 4] = code;
-    return;
-  }
-  uint8_t& byte = lanes[((index / 8) * others + other) * 4 + index % 4];
-  byte = (index % 8 < 4) ? (byte & 0xf0) | code : (byte & 0x0f) | (code << 4);
+// Puts a code into its lane of 4 bytes, at place `index` of an axis that is cut into quads.
+void place(uint8_t* lane, int bits, int64_t index, uint8_t code) {
+  uint8_t& byte = lane[index % 4];
+  if (bits == 8) byte = code;
+  else byte = (index % 8 < 4) ? (byte & 0xf0) | code : (byte & 0x0f) | (code << 4);
 }
 
 }  // namespace
@@ -97,9 +104,10 @@ void store(const Layer& layer, const Chunk& chunk, int64_t head) {
       uint16_t* scale = layer.scales + (side * heads + head) * layer.slots + slot;
       encode(row.data(), size, layer.bits, layer.zero_point, codes.data(), scale, scale + 2 * heads * layer.slots);
       uint8_t* lanes = (side ? layer.values : layer.keys) + head * bytes;
+      const int64_t quad = 32 / layer.bits, block = slot / kLane * (size / quad);
       for (int64_t i = 0; i < size; i++) {
-        if (side) place(lanes, layer.bits, slot, i, size, codes[i]);
-        else place(lanes, layer.bits, i, slot, layer.slots, codes[i]);
+        if (side) place(lanes + (slot / quad * size + i) * 4, layer.bits, slot, codes[i]);
+        else place(lanes + ((block + i / quad) * kLane + slot % kLane) * 4, layer.bits, i, codes[i]);
       }
     }
   }

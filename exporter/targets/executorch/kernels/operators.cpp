@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "attention.h"
+#include "experts.h"
 #include "linear.h"
 
 namespace slm {
@@ -25,7 +26,7 @@ bool resized(KernelRuntimeContext& context, Tensor& out, executorch::aten::Array
 Tensor& attention_out(KernelRuntimeContext& context, const Tensor& query, const Tensor& key, const Tensor& value,
                       const Tensor& position, Tensor& keys, Tensor& values, Tensor& scales, const Tensor& constants,
                       const Tensor& slopes, int64_t bits, int64_t window, int64_t sinks, bool zero_point, bool rotation,
-                      double score_scale, double score_cap, Tensor& out) {
+                      bool fine, double score_scale, double score_cap, Tensor& out) {
   if (!resized(context, out, query.sizes())) return out;
   const Layer layer{keys.size(0),
                     keys.size(1),
@@ -36,6 +37,7 @@ Tensor& attention_out(KernelRuntimeContext& context, const Tensor& query, const 
                     static_cast<int>(bits),
                     zero_point,
                     rotation,
+                    fine,
                     static_cast<float>(score_scale),
                     static_cast<float>(score_cap),
                     constants.const_data_ptr<float>(),
@@ -94,6 +96,58 @@ Tensor& rotary_out(KernelRuntimeContext& context, const Tensor& value, const Ten
   return out;
 }
 
+Tensor& silu_out(KernelRuntimeContext& context, const Tensor& value, Tensor& out) {
+  if (!resized(context, out, value.sizes())) return out;
+  const float* in = value.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  executorch::extension::parallel_for(0, value.numel(), 1 << 14, [&](int64_t first, int64_t last) {
+    fastest_path().silu(in + first, last - first, to + first);
+  });
+  return out;
+}
+
+const float* given(const Tensor& values) { return values.numel() > 0 ? values.const_data_ptr<float>() : nullptr; }
+
+// Codes [E, rows, bytes] with scales [E, rows, groups] as the matrix of the first expert.
+Weights first_matrix(const Tensor& codes, const Tensor& scales, int64_t columns, int64_t group_size) {
+  const bool half = scales.scalar_type() == executorch::aten::ScalarType::Half;
+  return {codes.size(1),
+          columns,
+          scales.size(2),
+          group_size,
+          codes.size(2),
+          4,
+          codes.const_data_ptr<uint8_t>(),
+          half ? nullptr : scales.const_data_ptr<float>(),
+          half ? static_cast<const uint16_t*>(scales.const_data_ptr()) : nullptr};
+}
+
+Tensor& experts_out(KernelRuntimeContext& context, const Tensor& value, const Tensor& router, const Tensor& router_bias,
+                    const Tensor& selection_bias, const Tensor& gate_up, const Tensor& gate_up_scales, const Tensor& gate_up_bias,
+                    const Tensor& down, const Tensor& down_scales, const Tensor& down_bias, int64_t group_size, int64_t chosen,
+                    bool sigmoid, bool renormalized, int64_t groups, int64_t chosen_groups, bool best_two, double slope, double limit,
+                    double up_offset, Tensor& out) {
+  if (!resized(context, out, value.sizes())) return out;
+  const int64_t hidden = value.size(1), inner = gate_up.size(1) / 2;
+  const Experts experts{{router.size(0), chosen, sigmoid, renormalized, groups, chosen_groups, best_two},
+                        hidden,
+                        inner,
+                        router.const_data_ptr<float>(),
+                        given(router_bias),
+                        given(selection_bias),
+                        first_matrix(gate_up, gate_up_scales, hidden, group_size),
+                        first_matrix(down, down_scales, inner, group_size),
+                        given(gate_up_bias),
+                        given(down_bias),
+                        static_cast<float>(slope),
+                        static_cast<float>(limit),
+                        static_cast<float>(up_offset)};
+  mix(experts, value.const_data_ptr<float>(), value.size(0), out.mutable_data_ptr<float>(), [](int64_t count, const Piece& piece) {
+    executorch::extension::parallel_for(0, count, 64, piece);
+  });
+  return out;
+}
+
 // [S, in] times codes [out, bytes] with scales [out, groups] -> [S, out].
 Tensor& linear_out(KernelRuntimeContext& context, const Tensor& value, const Tensor& codes, const Tensor& scales, int64_t bits,
                    int64_t group_size, Tensor& out) {
@@ -120,6 +174,8 @@ Tensor& linear_out(KernelRuntimeContext& context, const Tensor& value, const Ten
 }  // namespace slm
 
 EXECUTORCH_LIBRARY(slm, "linear.out", slm::linear_out);
+EXECUTORCH_LIBRARY(slm, "experts.out", slm::experts_out);
 EXECUTORCH_LIBRARY(slm, "attention.out", slm::attention_out);
 EXECUTORCH_LIBRARY(slm, "rms_norm.out", slm::rms_norm_out);
 EXECUTORCH_LIBRARY(slm, "rotary.out", slm::rotary_out);
+EXECUTORCH_LIBRARY(slm, "silu.out", slm::silu_out);

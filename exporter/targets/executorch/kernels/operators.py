@@ -13,13 +13,20 @@ import torch
 CACHES = "Tensor(a!) keys, Tensor(b!) values, Tensor(c!) scales"
 ATTENTION = (
     f"Tensor query, Tensor key, Tensor value, Tensor position, {CACHES}, Tensor constants, Tensor slopes, int bits, int window, "
-    "int sinks, bool zero_point, bool rotation, float score_scale, float score_cap"
+    "int sinks, bool zero_point, bool rotation, bool fine, float score_scale, float score_cap"
+)
+EXPERTS = (
+    "Tensor value, Tensor router, Tensor router_bias, Tensor selection_bias, Tensor gate_up, Tensor gate_up_scales, "
+    "Tensor gate_up_bias, Tensor down, Tensor down_scales, Tensor down_bias, int group_size, int chosen, bool sigmoid, "
+    "bool renormalized, int groups, int chosen_groups, bool best_two, float slope, float limit, float up_offset"
 )
 SCHEMAS = {
     "attention": ATTENTION,
+    "experts": EXPERTS,
     "linear": "Tensor value, Tensor codes, Tensor scales, int bits, int group_size",
     "rms_norm": "Tensor value, Tensor gain, float eps",
     "rotary": "Tensor value, Tensor cosine, Tensor sine",
+    "silu": "Tensor value",
 }
 
 _LIBRARY = torch.library.Library("slm", "DEF")

@@ -1,20 +1,22 @@
 // AVX2: 8 lanes. Codes and numbers are widened to 16 bits, so that nothing saturates.
-#include "path_vector.h"
-
 #if defined(__AVX2__)
 #include <immintrin.h>
+
+#include "path_vector.h"
 
 namespace slm {
 namespace {
 
 struct Simd {
   static constexpr int64_t kLanes = 8;
+  static constexpr int32_t kMiddle8 = 128, kMiddle4 = 8;
   struct Codes {
     __m256i first, second;  // 16 bits each: lanes 0-3 and 4-7
   };
   struct Nibbles {
     Codes low, high;
   };
+  static constexpr int kSums = 8;
   struct Sum {
     __m256i first, second;  // two sums of 32 bits per lane
   };
@@ -22,7 +24,7 @@ struct Simd {
     const int16_t* whole;
   };
 
-  static Row row(const Terms& terms) { return {terms.whole.data()}; }
+  static Row row(const Terms& terms) { return {terms.whole}; }
   static Sum zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
   static Codes widen(__m256i bytes) {
     return {_mm256_cvtepu8_epi16(_mm256_castsi256_si128(bytes)), _mm256_cvtepu8_epi16(_mm256_extracti128_si256(bytes, 1))};
@@ -39,21 +41,14 @@ struct Simd {
     sum.first = _mm256_add_epi32(sum.first, _mm256_madd_epi16(codes.first, four));
     sum.second = _mm256_add_epi32(sum.second, _mm256_madd_epi16(codes.second, four));
   }
-  static void store(const Sum& sum, int64_t* out, bool more, const Row&, int64_t, int64_t) {
-    const __m256i pairs = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum.first, sum.second), 0xd8);
-    __m256i first = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(pairs));
-    __m256i second = _mm256_cvtepi32_epi64(_mm256_extracti128_si256(pairs, 1));
-    __m256i* to = reinterpret_cast<__m256i*>(out);
-    if (more) {
-      first = _mm256_add_epi64(first, _mm256_loadu_si256(to));
-      second = _mm256_add_epi64(second, _mm256_loadu_si256(to + 1));
-    }
-    _mm256_storeu_si256(to, first);
-    _mm256_storeu_si256(to + 1, second);
+  static void store(const Sum& sum, int32_t offset, float* out, bool more) {
+    const __m256i whole = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum.first, sum.second), 0xd8);
+    const __m256 exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(whole, _mm256_set1_epi32(offset)));
+    _mm256_storeu_ps(out, more ? _mm256_add_ps(_mm256_loadu_ps(out), exact) : exact);
   }
 };
 
-const Path path{"avx2", vector_scores<Simd>, vector_means<Simd>};
+const Path path = vector_path<Simd>("avx2");
 
 }  // namespace
 
@@ -64,6 +59,8 @@ const Path* avx2_path() {
 
 }  // namespace slm
 #else
+#include "attention.h"
+
 namespace slm {
 const Path* avx2_path() { return nullptr; }
 }  // namespace slm

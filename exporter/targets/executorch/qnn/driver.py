@@ -70,14 +70,14 @@ class QnnDriver:
 def open_driver(folder: Path) -> QnnDriver:
     """Opens an export's verification twin: the simulator cannot load the shipped program's shared weights."""
     sdk.prepare_environment()
-    from exporter.targets.executorch.qnn.program import DelegatedMethod
+    from exporter.targets.executorch.qnn.program import GraphSignature
     from exporter.targets.executorch.qnn.simulator import load_methods
 
     sdk.load_libraries()
     description = json.loads((folder / HOST_FILE).read_text(encoding="utf-8"))
     layout = HostLayout.from_json(description["layout"])
     signatures = [
-        DelegatedMethod(name, _values(method["inputs"]), _values(method["outputs"]))
+        GraphSignature(name, _values(method["inputs"]), _values(method["outputs"]))
         for name, method in description["methods"].items()
     ]
     table = load_file(folder / EMBEDDING_FILE)

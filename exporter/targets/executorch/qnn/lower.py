@@ -34,7 +34,8 @@ from exporter.targets.executorch.qnn.host import HIDDEN, Host, HostLayer, HostLa
 from exporter.targets.executorch.qnn.ops import QnnOps
 
 if TYPE_CHECKING:
-    from exporter.targets.executorch.qnn.program import CompiledContext, MethodCalls
+    from exporter.targets.executorch.delegate_program import MethodCalls
+    from exporter.targets.executorch.qnn.program import CompiledContext
 
 PROGRAM_FILE, HOST_FILE, EMBEDDING_FILE = "model.pte", "host.json", "embedding.safetensors"
 PREFILL, DECODE = "prefill", "decode"
@@ -105,8 +106,8 @@ def host_layout(decoder: QuantizedDecoder, logits: Encoding) -> HostLayout:
                 cache.window,
                 cache.sinks,
                 mask_name(cache),
-                layer.attention.kv_heads,
-                layer.attention.head_dim,
+                layer.heads.kv_heads,
+                layer.heads.head_dim,
                 constants.key.zero,
                 constants.value.zero,
             )
@@ -164,8 +165,9 @@ def _real_input(fixed: Encoding | None, codes: torch.Tensor) -> torch.Tensor:
 def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Entry point of the child process; see `QnnTarget.lower` for the arguments."""
     sdk.prepare_environment()
+    from exporter.targets.executorch.delegate_program import read_calls
     from exporter.targets.executorch.qnn.compile import compile_graphs
-    from exporter.targets.executorch.qnn.program import DelegatedMethod, delegate_program, read_calls
+    from exporter.targets.executorch.qnn.program import GraphSignature, context_program
 
     decoder = load_quantized(Path(arguments["quantized"]))
     graphs = build_graphs(decoder)
@@ -175,15 +177,15 @@ def lower_in_child(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     decoder.weights.release()
     sdk.load_libraries()
     methods = list(graphs.values())
-    signatures = [DelegatedMethod.of(graph) for graph in methods]
+    signatures = [GraphSignature.of(graph) for graph in methods]
     artifact, verification, log = (Path(arguments[name]) for name in ("artifact", "verification", "log"))
     _announce("context unshared")
     separate = [compile_graphs([graph], encodings, arguments["soc"], share_weights=False) for graph in methods]
-    (verification / PROGRAM_FILE).write_bytes(delegate_program(signatures, separate))
+    (verification / PROGRAM_FILE).write_bytes(context_program(signatures, separate))
     _announce("context shared")
     share = bool(arguments["share_weights"])
     shipped = [compile_graphs(methods, encodings, arguments["soc"], share_weights=True)] if share else separate
-    (artifact / PROGRAM_FILE).write_bytes(delegate_program(signatures, shipped))
+    (artifact / PROGRAM_FILE).write_bytes(context_program(signatures, shipped))
     _announce("end")
     _write_host_files(decoder, graphs, encodings, artifact)
     figures = _figures(methods, shipped, separate, log)

@@ -29,9 +29,10 @@ from exporter.targets.executorch.qnn.boundary import (
     rotary_encoding,
 )
 from exporter.targets.executorch.qnn.graph import Constant, Encoding, HtpGraph, Kernel, Role, Storage, Value
+from exporter.targets.limits import WithoutExperts, WithoutLatents, WithoutRecurrence
 
 
-class QnnOps:
+class QnnOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
     """Builds one method's graph for chunks of `chunk` tokens."""
 
     def __init__(

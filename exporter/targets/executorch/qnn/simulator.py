@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from exporter.errors import ToolchainMissing
-from exporter.targets.executorch.qnn.program import DelegatedMethod
+from exporter.targets.executorch.qnn.program import GraphSignature
 
 
 class SimulatedMethod:
     """One method with named inputs and outputs."""
 
-    def __init__(self, method: object, signature: DelegatedMethod) -> None:
+    def __init__(self, method: object, signature: GraphSignature) -> None:
         self._method = method
         self._inputs = [value.name for value in signature.inputs]
         self._outputs = [value.name for value in signature.outputs]
@@ -25,7 +25,7 @@ class SimulatedMethod:
         return {name: output.numpy() for name, output in zip(self._outputs, outputs, strict=True)}
 
 
-def load_methods(program: Path, signatures: list[DelegatedMethod]) -> dict[str, SimulatedMethod]:
+def load_methods(program: Path, signatures: list[GraphSignature]) -> dict[str, SimulatedMethod]:
     """Loads every method. Raises ToolchainMissing when the runtime cannot open the file."""
     from executorch.runtime import Runtime, Verification
 

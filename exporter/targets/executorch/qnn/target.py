@@ -13,6 +13,7 @@ from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSe
 from exporter.recipe import Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.qnn import sdk
+from exporter.targets.limits import expert_refusals, recurrence_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 OTHER_TARGET = "a recipe for ONNX Runtime, such as onnx-cpu"
@@ -25,6 +26,7 @@ class QnnTarget:
     backend = "qnn-htp"
     obtained = Obtained.SIMULATED
     holds_palettes = False
+    adopts_codes = False
     driver = "exporter.targets.executorch.qnn.driver:open_driver"
     exact_driver: str | None = None
 
@@ -35,7 +37,8 @@ class QnnTarget:
         return 2 if recipe.kv_cache.bits == 4 else 1
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        return [*_recipe_refusals(recipe), *_spec_refusals(spec, recipe)]
+        unsupported = [*recurrence_refusals(spec, "the HTP"), *expert_refusals(spec, "the HTP")]
+        return [*_recipe_refusals(recipe), *(unsupported or _spec_refusals(spec, recipe))]
 
     def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
         return chosen
@@ -128,7 +131,7 @@ def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
 def _spec_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     found = []
     found += [Refusal(f"{what} not supported yet", nearest) for applies, what, nearest in _unsupported(spec) if applies]
-    odd = [layer.attention.head_dim for layer in spec.layers if layer.attention.head_dim % 2]
+    odd = [attention.head_dim for attention in spec.attentions if attention.head_dim % 2]
     if odd and recipe.kv_cache.bits == 4:
         found.append(Refusal(f"INT4 KV packs channel pairs, head_dim {odd[0]} is odd", "kv_cache.bits=8"))
     return found
@@ -136,7 +139,6 @@ def _spec_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
 
 def _unsupported(spec: DecoderSpec) -> list[tuple[bool, str, str]]:
     """Whether the model has it, what the graph for the HTP does not express, and the nearest that works."""
-    attentions = [layer.attention for layer in spec.layers]
     return [
         (
             len(rotary_settings(spec)) > 1,
@@ -149,7 +151,7 @@ def _unsupported(spec: DecoderSpec) -> list[tuple[bool, str, str]]:
             "a model with rotary embedding",
         ),
         (
-            any(attention.distance_slopes is not None for attention in attentions),
+            any(attention.distance_slopes is not None for attention in spec.attentions),
             "attention biased by distance (ALiBi) is",
             OTHER_TARGET,
         ),

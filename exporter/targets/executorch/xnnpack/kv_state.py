@@ -114,7 +114,7 @@ class KvState(nn.Module):
 
     def __init__(self, decoder: QuantizedDecoder) -> None:
         super().__init__()
-        self.rings, self.specs = decoder.layout, [layer.attention for layer in decoder.spec.layers]
+        self.rings, self.specs = decoder.layout, [layer.heads for layer in decoder.spec.layers]
         self.codecs = [
             LayerCodecs(TracedKvCodec(decoder.kv_format, entry.key), TracedKvCodec(decoder.kv_format, entry.value))
             for entry in decoder.kv_constants

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from exporter.child import Emit
-from exporter.decoder.spec import EMBEDDING, SHARED_INPUTS, DecoderSpec, WeightKind, decoder_weights
+from exporter.decoder.spec import EMBEDDING, DecoderSpec, WeightKind, decoder_weights, is_routed_matrix, same_input
 from exporter.errors import GateFailed
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.recipe import ExecutorchSection
 from exporter.targets.base import Delegation, LowerOutcome
+from exporter.targets.executorch.host import HostLayout
 from exporter.targets.executorch.xnnpack.aliasing import SMALLEST_BYTES, Aliasing, alias_equal_segments
 from exporter.targets.executorch.xnnpack.driver import open_driver
-from exporter.targets.executorch.xnnpack.host import HostLayout
 from exporter.targets.executorch.xnnpack.names import HOST_FILE, METHOD, PROGRAM_FILE
 from exporter.targets.executorch.xnnpack.program import MethodFigures, read_methods, write_program
 from exporter.targets.executorch.xnnpack.trace import traced_methods
@@ -124,8 +124,11 @@ def _audit_products(expected: int, settings: ExecutorchSection, methods: dict[st
 
 
 def product_count(spec: DecoderSpec) -> int:
-    """Products of activations with weights: one for the matrices of a shared input, and the head's."""
-    matrices = [weight.name for weight in decoder_weights(spec) if weight.kind is WeightKind.MATRIX]
-    names = {name.split(".", 2)[-1]: None for name in matrices}
-    leaders = [name for name in matrices if SHARED_INPUTS.get(name.split(".", 2)[-1]) not in names]
-    return len(leaders) + 1
+    """Products of activations with weights, but those of experts: one for the matrices of a shared input, and the head's."""
+    matrices = [
+        weight.name
+        for weight in decoder_weights(spec)
+        if weight.kind is WeightKind.MATRIX and not is_routed_matrix(weight)
+    ]
+    followers = {name for leader in matrices for name in same_input(leader)}
+    return len([name for name in matrices if name not in followers]) + 1

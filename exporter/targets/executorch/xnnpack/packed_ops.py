@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from exporter.decoder.spec import AttentionSpec, NormSpec, RotarySpec
+from exporter.decoder.spec import Activation, AttentionSpec, NormSpec, RotarySpec
 from exporter.quantize.kv_codec import LayerKvConstants
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.kernels import operators  # noqa: F401  defines the operators
 from exporter.targets.executorch.xnnpack.names import KEYS, VALUES
 from exporter.targets.executorch.xnnpack.ops import ExecutorchOps
+from exporter.targets.executorch.xnnpack.weights import FloatProduct
 
 _OPERATORS = torch.ops.slm
 
@@ -25,7 +26,7 @@ class PackedLayer(nn.Module):
     def __init__(self, decoder: QuantizedDecoder, layer: int) -> None:
         super().__init__()
         attention, slots, kv_format = (
-            decoder.spec.layers[layer].attention,
+            decoder.spec.layers[layer].heads,
             decoder.layout[layer].slots,
             decoder.kv_format,
         )
@@ -49,10 +50,13 @@ class PackedOps(ExecutorchOps):
     """See `ExecutorchOps`; norms with a mean are left to ExecuTorch."""
 
     def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
-        return _OPERATORS.rms_norm(value, self._vector(gain), norm.eps)
+        return _OPERATORS.rms_norm(value, self.vector(gain), norm.eps)
 
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
         return _OPERATORS.rotary(value, *self._angles(rotary))
+
+    def activation(self, value: torch.Tensor, kind: Activation) -> torch.Tensor:
+        return _OPERATORS.silu(value) if kind is Activation.SILU else super().activation(value, kind)
 
     def attention(
         self, layer: int, attention: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -62,7 +66,8 @@ class PackedOps(ExecutorchOps):
         cache, ring, kv_format = state.layers[layer], decoder.layout[layer], decoder.kv_format
         constants = self.constants.constant(f"kv.{layer}", lambda: _stacked(decoder.kv_constants[layer]))
         slopes = self.constants.constant(f"slopes.{layer}", lambda: torch.tensor(attention.distance_slopes or ()))
-        settings = (kv_format.bits, ring.window or 0, ring.sinks, kv_format.zero_point, kv_format.rotation)
+        fine = self._product is FloatProduct  # INT8 activations are coarser than 16 bits anyway
+        settings = (kv_format.bits, ring.window or 0, ring.sinks, kv_format.zero_point, kv_format.rotation, fine)
         scores = (attention.score_scale, attention.score_cap or 0.0)
         given = (query, key, value, self.chunk.start, cache.keys, cache.values, cache.scales, constants, slopes)
         return _OPERATORS.attention(*given, *settings, *scores).flatten(1)

@@ -7,15 +7,17 @@ import importlib.util
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
-from exporter.decoder.spec import DecoderSpec, WeightKind, decoder_weights
+from exporter.decoder.spec import Activation, DecoderSpec, ExpertsSpec, WeightKind, decoder_weights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import OperatorSet, Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.kernels import build
+from exporter.targets.limits import attention_refusals, recurrence_refusals
 
 LOWER_TIME_LIMIT_S = 7200.0
 GROUP_MULTIPLE = 32
 """XNNPACK's groups of INT4 weights are whole multiples of this."""
+GATED_BY_EXPERTS = (Activation.SILU, Activation.QUICK_GELU)
 TOKEN_BLOCK, LANE_CHANNELS = 16, 8
 """Slots and channels of a packed cache are whole multiples of these."""
 
@@ -27,6 +29,7 @@ class XnnpackTarget:
     backend = "xnnpack"
     obtained = Obtained.MEASURED
     holds_palettes = False
+    adopts_codes = False
     driver = "exporter.targets.executorch.xnnpack.driver:open_driver"
     exact_driver: str | None = None
 
@@ -40,7 +43,12 @@ class XnnpackTarget:
         return TOKEN_BLOCK if _packed(recipe) else 1
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        return [*_weight_refusals(spec, recipe), *_cache_refusals(spec, recipe)]
+        unsupported = recurrence_refusals(spec, "a program for ExecuTorch's CPU")
+        return unsupported or [
+            *_weight_refusals(spec, recipe),
+            *_cache_refusals(spec, recipe),
+            *_expert_refusals(spec, recipe),
+        ]
 
     def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
         return ScaleFormat.BF16
@@ -112,12 +120,23 @@ def _weight_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
     return found
 
 
+def _expert_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
+    """What the operator of this project has no place for."""
+    blocks = [layer.feed_forward for layer in spec.layers if isinstance(layer.feed_forward, ExpertsSpec)]
+    found = []
+    if blocks and recipe.executorch.operators is OperatorSet.PLAIN:
+        found.append(Refusal("experts are an operator of this project", "executorch.operators=own"))
+    if any(block.expert.activation not in GATED_BY_EXPERTS or not block.expert.gated for block in blocks):
+        found.append(Refusal("the operator of experts gates with silu alone", "another runtime"))
+    return found
+
+
 def _cache_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-    found, cache = [], recipe.kv_cache
+    found, cache = attention_refusals(spec), recipe.kv_cache
     if cache.bits >= 16 and (cache.zero_point or cache.rotation):
         settings = "kv_cache.zero_point=false, kv_cache.rotation=false"
         found.append(Refusal("a float cache has no codes that a zero point or a rotation could help", settings))
-    widths = {layer.attention.head_dim for layer in spec.layers}
+    widths = {attention.head_dim for attention in spec.attentions}
     if cache.bits == 4 and any(width % 2 for width in widths):
         reason = "INT4 KV packs pairs of channels, and a head has an odd number of them"
         found.append(Refusal(reason, "kv_cache.bits=8"))

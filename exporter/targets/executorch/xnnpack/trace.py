@@ -9,11 +9,12 @@ from torch.export import Dim, ExportedProgram
 from exporter.decoder.forward import decode_chunk
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.recipe import ExecutorchSection, OperatorSet
+from exporter.targets.executorch.constants import Constants
 from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
 from exporter.targets.executorch.xnnpack.names import METHOD
 from exporter.targets.executorch.xnnpack.ops import ExecutorchOps
 from exporter.targets.executorch.xnnpack.packed_ops import PackedOps, PackedState
-from exporter.targets.executorch.xnnpack.weights import Constants, DynamicProduct, FloatProduct
+from exporter.targets.executorch.xnnpack.weights import DynamicProduct, FloatProduct
 
 
 class TracedDecoder(nn.Module):

@@ -20,23 +20,12 @@ from torch import nn
 from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401  defines the others
 
 from exporter.quantize.int4 import QuantizedMatrix, join_rows
+from exporter.targets.executorch.constants import Constants
 
 GROUP_MULTIPLE = 32
 """XNNPACK's groups are whole multiples of this, and so are the inputs of a grouped matrix."""
 
 _OPERATORS = torch.ops.quantized_decomposed
-
-
-class Constants(nn.Module):
-    """Named constants, each made and registered once however often the decoder is traced: while torch.export watches, nothing can be
-    computed from weights."""
-
-    def constant(self, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        attribute = name.replace(".", "_")
-        if not hasattr(self, attribute):
-            self.register_buffer(attribute, make().contiguous())
-        found: torch.Tensor = getattr(self, attribute)
-        return found
 
 
 @dataclass(frozen=True)

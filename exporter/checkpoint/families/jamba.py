@@ -1,0 +1,81 @@
+"""Jamba: selective scans with normalized parameters in most layers, attention without positions in some. Layers of experts are refused."""
+
+from exporter.checkpoint.config import Config
+from exporter.checkpoint.dense import DenseTraits, full_attention, layer_count
+from exporter.checkpoint.family import FAMILIES, Family, Published
+from exporter.checkpoint.recurrent import hybrid_decoder, inner_channels, read_selective_scan, scan_weights
+from exporter.checkpoint.weight_map import LLAMA_WEIGHTS, WeightMap
+from exporter.decoder.spec import DecoderSpec, NormSpec
+
+NAMES = {
+    "state_size": "mamba_d_state",
+    "conv_kernel": "mamba_d_conv",
+    "expand": "mamba_expand",
+    "time_step_rank": "mamba_dt_rank",
+    "use_conv_bias": "mamba_conv_bias",
+    "use_bias": "mamba_proj_bias",
+}
+WEIGHTS = LLAMA_WEIGHTS.including(
+    WeightMap.of(
+        {
+            **scan_weights("model.layers.{}.mamba"),
+            "layers.recurrence.step_norm": "model.layers.{}.mamba.dt_layernorm.weight",
+            "layers.recurrence.input_norm": "model.layers.{}.mamba.b_layernorm.weight",
+            "layers.recurrence.output_norm": "model.layers.{}.mamba.c_layernorm.weight",
+            "layers.feed_forward_norm": "model.layers.{}.pre_ff_layernorm.weight",
+            "layers.feed_forward.gate": "model.layers.{}.feed_forward.gate_proj.weight",
+            "layers.feed_forward.up": "model.layers.{}.feed_forward.up_proj.weight",
+            "layers.feed_forward.down": "model.layers.{}.feed_forward.down_proj.weight",
+            "final_norm": "model.final_layernorm.weight",
+        }
+    ).sources
+)
+
+
+def decoder_spec(file: Config) -> DecoderSpec:
+    config = file.defaulting(max_position_embeddings=262144, intermediate_size=14336)
+    refuse_experts(config)
+    eps, count = config.number("rms_norm_eps", 1e-6), layer_count(config)
+    traits = DenseTraits(full_attention(config), norm=NormSpec(eps), kv_heads=8, rotary=(None,) * count)
+    named = config.named(NAMES)
+    mixer = read_selective_scan(named, inner_channels(named), eps)
+    period, offset = config.integer("attn_layer_period", 8), config.integer("attn_layer_offset", 4, least=0)
+    if offset >= period:
+        raise config.fault("attn_layer_offset", f"{offset} is not below attn_layer_period={period}")
+    mixers = [None if index % period == offset else mixer for index in range(count)]
+    return hybrid_decoder(config, "jamba", traits, mixers)
+
+
+def refuse_experts(config: Config) -> None:
+    """A layer whose turn it is has experts if there is more than one."""
+    if config.integer("num_experts", 16) > 1:
+        raise config.fault("num_experts", "layers of experts between recurrent ones are not supported")
+
+
+def weights(config: Config) -> WeightMap:
+    return WEIGHTS
+
+
+PUBLISHED = Published(
+    "AI21-Jamba-Reasoning-3B",
+    {
+        "vocab_size": 65536,
+        "hidden_size": 2560,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 20,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-06,
+        "attn_layer_period": 14,
+        "attn_layer_offset": 7,
+        "num_experts": 1,
+        "mamba_d_state": 16,
+        "mamba_d_conv": 4,
+        "mamba_expand": 2,
+        "mamba_dt_rank": 160,
+        "tie_word_embeddings": True,
+    },
+    3_029_337_472,
+)
+FAMILIES.add("jamba", Family("jamba", decoder_spec, PUBLISHED, weights))

@@ -1,0 +1,87 @@
+"""TracedOps: interprets the decoder on torch tensors while torch.export watches. Activations are float32 [S, n], without a batch axis.
+
+Matrices that read the same input become one product. Tables, angles and attention are the backend's own affair: subclasses add
+`embedding`, `rotary` and `attention`, and say what multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from exporter.decoder.eager_ops import activate, capped, normalize
+from exporter.decoder.spec import Activation, NormSpec, same_input
+from exporter.quantize.int4 import QuantizedMatrix
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder
+from exporter.targets.executorch.constants import Constants
+
+Bias = Callable[[], torch.Tensor] | None
+MakeProduct = Callable[[Constants, str, list[QuantizedMatrix], Bias], Callable[[torch.Tensor], torch.Tensor]]
+"""Constants, a name, matrices that read one input, and their biases -> float32 [S, in] to float32 [S, out]."""
+
+
+class TracedOps:
+    """Interprets one chunk whose absolute positions are int64 [S]."""
+
+    def __init__(
+        self, decoder: QuantizedDecoder, constants: Constants, positions: torch.Tensor, product: MakeProduct
+    ) -> None:
+        self.decoder, self.weights, self.constants = decoder, decoder.weights, constants
+        self._positions, self._product = positions, product
+        self._products: dict[str, torch.Tensor] = {}
+
+    def positions(self, table: str) -> torch.Tensor:
+        return self.vector(table)[self._positions]
+
+    def linear(self, value: torch.Tensor, matrix: str, bias: bool) -> torch.Tensor:
+        if matrix not in self._products:
+            self._multiply(value, matrix, bias)
+        return self._products[matrix]
+
+    def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
+        return normalize(value, self.vector(gain), norm)
+
+    def layer_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
+        offset = self.vector(f"{gain}.bias") if norm.bias else None
+        return torch.nn.functional.layer_norm(value, value.shape[-1:], self.vector(gain), offset, norm.eps)
+
+    def split_heads(self, value: torch.Tensor, heads: int) -> torch.Tensor:
+        return value.unflatten(-1, (heads, -1))
+
+    def activation(self, value: torch.Tensor, kind: Activation) -> torch.Tensor:
+        return activate(value, kind)
+
+    def multiply(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return left * right
+
+    def token_gate(self, value: torch.Tensor, source: torch.Tensor, vector: str) -> torch.Tensor:
+        return value * (source * self.vector(vector)).sum(-1, keepdim=True).sigmoid()
+
+    def add(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return left + right
+
+    def logits(self, value: torch.Tensor, table: str, bias: str | None = None) -> torch.Tensor:
+        """Only the last token meets the head: [1, V]."""
+        offset = None if bias is None else lambda: self.weights.dense(bias)
+        return self._product(self.constants, table, [self.weights.quantized(table)], offset)(value[-1:])
+
+    def soft_cap(self, value: torch.Tensor, cap: float) -> torch.Tensor:
+        return capped(value, cap)
+
+    def vector(self, name: str) -> torch.Tensor:
+        """A float vector or table as a constant."""
+        return self.constants.constant(name, lambda: self.weights.dense(name))
+
+    def _multiply(self, value: torch.Tensor, leader: str, bias: bool) -> None:
+        """One product for a matrix and for those that will ask for the same input next."""
+        names = [leader, *same_input(leader)]
+        parts = [self.weights.quantized(name) for name in names]
+
+        def biases() -> torch.Tensor:
+            return torch.cat([self.weights.dense(f"{name}.bias") for name in names])
+
+        product = self._product(self.constants, leader, parts, biases if bias else None)(value)
+        widths = [part.out_features for part in parts]
+        pieces = [product] if len(parts) == 1 else product.split(widths, dim=-1)
+        self._products.update(zip(names, pieces, strict=True))
