@@ -50,7 +50,7 @@ def test_a_published_config_is_planned_without_weights(name: str, tmp_path: Path
     assert plan["parameters"] == pytest.approx(parameters, rel=0.005)
     spec = find_family(text_part(Config(values)), text_only=True).decoder_spec(text_part(Config(values)))
     heads = [layer.attention for layer in spec.layers]
-    cached = [0 if each is None else 2 * each.kv_heads * (each.head_dim + 2) for each in heads]
+    cached = [0 if each is None else (1 if each.latent else 2) * each.kv_heads * (each.head_dim + 2) for each in heads]
     assert plan["kv_bytes_per_layer"] == [
         slots * size for slots, size in zip(plan["slots_per_layer"], cached, strict=True)
     ]
