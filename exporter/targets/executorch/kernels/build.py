@@ -39,7 +39,8 @@ X86_FLAGS = {
     "path_avx2.cpp": ("-mavx2", "-mfma"),
     "path_avx512.cpp": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
 }
-ARM_FLAGS = {**FUSED, "path_neon.cpp": ("-march=armv8.2-a+dotprod",)}
+DOT_PRODUCTS = ("-march=armv8.2-a+dotprod",)
+ARM_FLAGS = {**FUSED, "path_neon.cpp": DOT_PRODUCTS, "rounded.cpp": DOT_PRODUCTS}
 CORE = (
     "attention.cpp",
     "codec.cpp",
@@ -49,6 +50,7 @@ CORE = (
     "path_avx512.cpp",
     "path_neon.cpp",
     "path_portable.cpp",
+    "rounded.cpp",
     "standalone.cpp",
 )
 OPERATORS = "operators.cpp"

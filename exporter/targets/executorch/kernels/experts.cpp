@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "rounded.h"
+
 namespace slm {
 namespace {
 
@@ -82,6 +84,17 @@ struct Served {
   float weight;
 };
 
+// in [count][columns] -> out [count][rows].
+void product(const Weights& weights, const std::vector<float>& in, int64_t count, bool rounded, float* out, const Parallel& parallel) {
+  if (!rounded || !takes_rounded(weights)) {
+    parallel(weights.rows, [&](int64_t from, int64_t to) { multiply(weights, in.data(), count, from, to, out); });
+    return;
+  }
+  Rounded codes;
+  round_rows(in.data(), count, weights.columns, codes);
+  parallel(weights.rows, [&](int64_t from, int64_t to) { multiply_rounded(weights, codes, from, to, out); });
+}
+
 // One expert for the tokens that chose it.
 void serve(const Experts& experts, int64_t expert, const std::vector<Served>& served, const float* in, float* out,
            const Parallel& parallel) {
@@ -89,7 +102,7 @@ void serve(const Experts& experts, int64_t expert, const std::vector<Served>& se
   std::vector<float> rows(count * hidden), both(count * 2 * inner), mixed(count * hidden);
   for (int64_t i = 0; i < count; i++) std::memcpy(&rows[i * hidden], in + served[i].token * hidden, sizeof(float) * hidden);
   const Weights first = of_expert(experts.gate_up, expert), second = of_expert(experts.down, expert);
-  parallel(first.rows, [&](int64_t from, int64_t to) { multiply(first, rows.data(), count, from, to, both.data()); });
+  product(first, rows, count, experts.rounded, both.data(), parallel);
   for (int64_t i = 0; i < count; i++) {
     float* pair = &both[i * 2 * inner];
     if (experts.gate_up_bias != nullptr)
@@ -97,7 +110,7 @@ void serve(const Experts& experts, int64_t expert, const std::vector<Served>& se
     gate(experts, pair);
     std::memmove(&both[i * inner], pair, sizeof(float) * inner);
   }
-  parallel(second.rows, [&](int64_t from, int64_t to) { multiply(second, both.data(), count, from, to, mixed.data()); });
+  product(second, both, count, experts.rounded, mixed.data(), parallel);
   for (int64_t i = 0; i < count; i++) {
     float* to = out + served[i].token * hidden;
     const float* bias = experts.down_bias != nullptr ? experts.down_bias + expert * hidden : nullptr;

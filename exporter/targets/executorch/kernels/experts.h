@@ -25,6 +25,7 @@ struct Experts {
   Weights gate_up, down;                               // of the first expert: [2 * F][D] gates above the other side, [D][F]
   const float *gate_up_bias, *down_bias;               // [E][2 * F], [E][D]
   float slope, limit, up_offset;                       // limit 0: none
+  bool rounded;                                        // activations are rounded to INT8 before each product, where groups allow
 };
 
 struct Choice {

@@ -126,7 +126,7 @@ Tensor& experts_out(KernelRuntimeContext& context, const Tensor& value, const Te
                     const Tensor& selection_bias, const Tensor& gate_up, const Tensor& gate_up_scales, const Tensor& gate_up_bias,
                     const Tensor& down, const Tensor& down_scales, const Tensor& down_bias, int64_t group_size, int64_t chosen,
                     bool sigmoid, bool renormalized, int64_t groups, int64_t chosen_groups, bool best_two, double slope, double limit,
-                    double up_offset, Tensor& out) {
+                    double up_offset, bool rounded, Tensor& out) {
   if (!resized(context, out, value.sizes())) return out;
   const int64_t hidden = value.size(1), inner = gate_up.size(1) / 2;
   const Experts experts{{router.size(0), chosen, sigmoid, renormalized, groups, chosen_groups, best_two},
@@ -141,7 +141,8 @@ Tensor& experts_out(KernelRuntimeContext& context, const Tensor& value, const Te
                         given(down_bias),
                         static_cast<float>(slope),
                         static_cast<float>(limit),
-                        static_cast<float>(up_offset)};
+                        static_cast<float>(up_offset),
+                        rounded};
   mix(experts, value.const_data_ptr<float>(), value.size(0), out.mutable_data_ptr<float>(), [](int64_t count, const Piece& piece) {
     executorch::extension::parallel_for(0, count, 64, piece);
   });

@@ -18,7 +18,7 @@ ATTENTION = (
 EXPERTS = (
     "Tensor value, Tensor router, Tensor router_bias, Tensor selection_bias, Tensor gate_up, Tensor gate_up_scales, "
     "Tensor gate_up_bias, Tensor down, Tensor down_scales, Tensor down_bias, int group_size, int chosen, bool sigmoid, "
-    "bool renormalized, int groups, int chosen_groups, bool best_two, float slope, float limit, float up_offset"
+    "bool renormalized, int groups, int chosen_groups, bool best_two, float slope, float limit, float up_offset, bool rounded"
 )
 SCHEMAS = {
     "attention": ATTENTION,

@@ -3,6 +3,7 @@
 #include <initializer_list>
 
 #include "attention.h"
+#include "rounded.h"
 
 namespace {
 
@@ -39,6 +40,18 @@ __attribute__((visibility("default"))) int slm_silu(const char* name, const floa
   const slm::Path* found = named(name);
   if (found != nullptr) found->silu(in, count, out);
   return found != nullptr;
+}
+
+// Rounded rows times INT4 weights. Sizes: rows, columns, group size, tokens. Scales in fp16. Returns 0 where groups do not allow it.
+__attribute__((visibility("default"))) int slm_rounded_product(const int64_t* sizes, const uint8_t* codes, const uint16_t* scales,
+                                                               const float* in, float* out) {
+  using namespace slm;
+  const Weights weights{sizes[0], sizes[1], (sizes[1] + sizes[2] - 1) / sizes[2], sizes[2], (sizes[1] + 1) / 2, 4, codes, nullptr, scales};
+  if (!takes_rounded(weights)) return 0;
+  Rounded rows;
+  round_rows(in, sizes[3], sizes[1], rows);
+  multiply_rounded(weights, rows, 0, weights.rows, out);
+  return 1;
 }
 
 // The name of the path that this processor takes by itself.

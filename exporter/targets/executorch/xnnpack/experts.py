@@ -19,9 +19,14 @@ SLOPES = {Activation.SILU: 1.0, Activation.QUICK_GELU: 1.702}
 
 
 def mixture(
-    constants: Constants, weights: DecoderWeights, prefix: str, experts: ExpertsSpec, value: torch.Tensor
+    constants: Constants,
+    weights: DecoderWeights,
+    prefix: str,
+    experts: ExpertsSpec,
+    value: torch.Tensor,
+    rounded: bool,
 ) -> torch.Tensor:
-    """float32 [S, D] -> [S, D]."""
+    """float32 [S, D] -> [S, D]. `rounded`: activations become INT8, with a scale for every 32 of them, before each product."""
     routing, limit = experts.routing, experts.routing.limit
 
     def vector(name: str, present: bool) -> torch.Tensor:
@@ -47,6 +52,7 @@ def mixture(
         SLOPES[experts.expert.activation],
         experts.limit or 0.0,
         experts.up_offset,
+        rounded,
     )
 
 

@@ -13,7 +13,7 @@ from exporter.targets.executorch.constants import Constants
 from exporter.targets.executorch.traced_ops import TracedOps
 from exporter.targets.executorch.xnnpack.experts import mixture
 from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
-from exporter.targets.executorch.xnnpack.weights import Product, looked_up
+from exporter.targets.executorch.xnnpack.weights import DynamicProduct, Product, looked_up
 from exporter.targets.limits import WithoutLatents, WithoutRecurrence
 
 
@@ -40,7 +40,7 @@ class ExecutorchOps(WithoutLatents, WithoutRecurrence, TracedOps):
         return self.state.attend(layer, self.chunk, query, key, value)
 
     def experts(self, value: torch.Tensor, prefix: str, experts: ExpertsSpec) -> torch.Tensor:
-        return mixture(self.constants, self.weights, prefix, experts, value)
+        return mixture(self.constants, self.weights, prefix, experts, value, self._product is DynamicProduct)
 
     def _angles(self, rotary: RotarySpec) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine of the chunk's positions, float32 [S, 1, dimensions / 2] each."""
