@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from expert_configs import SHAPE
 from transformers import (
     BambaConfig,
@@ -81,7 +83,10 @@ SIDE_BY_SIDE = (
     }
 )
 SPARSE = {
-    "num_experts": 1,
+    "num_experts": 3,
+    "num_experts_per_tok": 1,
+    "expert_layer_period": 3,
+    "expert_layer_offset": 0,
     "attn_layer_period": 2,
     "attn_layer_offset": 0,
     "mamba_d_state": 7,
@@ -119,11 +124,12 @@ GRANITE_HYBRID = (
     }
 )
 WITHOUT_ROTARY = {name: value for name, value in ATTENDED.items() if name != "rope_parameters"}
+# transformers writes Bamba's rotated share into the dictionary that it is given
 RECURRENT_CONFIGS = {
     "lfm2": Lfm2Config(**SHAPE, **CONVOLVED),
     "mamba": MambaConfig(**SCANNED, time_step_rank=9, tie_word_embeddings=False),
     "mamba2": Mamba2Config(**DUAL),
-    "bamba": BambaConfig(**SHAPE, **HYBRID, mlp_bias=True, attn_layer_indices=[1]),
+    "bamba": BambaConfig(**SHAPE, **copy.deepcopy(HYBRID), mlp_bias=True, attn_layer_indices=[1]),
     "jamba": JambaConfig(**SHAPE, **WITHOUT_ROTARY, **SPARSE),
     "granitemoehybrid": GraniteMoeHybridConfig(**SHAPE, **GRANITE_HYBRID),
     "falcon_h1": FalconH1Config(**SHAPE, **ATTENDED, **SIDE_BY_SIDE),
