@@ -1,6 +1,7 @@
-"""What an export costs: processor time and memory of every stage, on a random-weight checkpoint of SmolLM2-135M's shape.
+"""What an export costs: processor time of every stage, and memory beside what the plan said, on a random-weight checkpoint of a
+well-known shape.
 
-    python -m benchmarks.export_cost [--recipe ios] [--set calibration.tokens=2048 ...]
+    python -m benchmarks.export_cost [--recipe ios] [--shape llama-1b] [--set calibration.tokens=2048 ...]
 
 Random weights have no preferred next token, so gates on agreement and perplexity say nothing and are switched off; the simulator
 runs one short window only, because simulating 135 M parameters costs seconds per token. Quantization runs in full.
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.shapes import SMOLLM2_135M, write_random_checkpoint
+from benchmarks.shapes import SHAPES, write_random_checkpoint
 
 SETTINGS = (
     "verify.windows=1",
@@ -33,10 +34,11 @@ TARGET_CPU_S, TARGET_PEAK_BYTES = 150.0, 3e9
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="android-npu")
+    parser.add_argument("--shape", default="smollm2-135m", choices=SHAPES)
     arguments, others = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as scratch:
         model, output = Path(scratch) / "model", Path(scratch) / "out"
-        write_random_checkpoint(SMOLLM2_135M, model)
+        write_random_checkpoint(SHAPES[arguments.shape], model)
         command = [sys.executable, "-m", "exporter", "--recipe", arguments.recipe, "--model", str(model)]
         command += [part for setting in SETTINGS for part in ("--set", setting)] + others
         subprocess.run([*command, "--no-resume", "--output", str(output)], check=True)
@@ -51,6 +53,8 @@ def print_figures(report: dict) -> None:
         print(f"{stage['name']:<12}{stage['wall_s']:>10.1f}{stage['cpu_s']:>10.1f}")
     without = export["cpu_s"] - sum(stage["cpu_s"] for stage in export["stages"] if stage["name"] == "verify")
     print(f"{'total':<12}{export['wall_s']:>10.1f}{export['cpu_s']:>10.1f}   without the simulator {without:.1f} CPU s")
+    planned = report["plan"]["host_memory_bytes"]
+    print(f"planned memory {planned / 1e9:.2f} GB, found {export['peak_rss_bytes'] / planned:.2f} of it")
     print(f"peak memory {export['peak_rss_bytes'] / 1e9:.2f} GB, artifact {report['artifact']['bytes'] / 1e6:.1f} MB")
     print(f"targets: {TARGET_CPU_S:.0f} CPU s, {TARGET_PEAK_BYTES / 1e9:.0f} GB")
 
