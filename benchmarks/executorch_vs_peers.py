@@ -4,7 +4,8 @@
 
 One checkpoint of random weights, INT4 in groups of 32, INT8 activations, one runtime. Every contender is built once, in a process whose
 CPU time and peak memory are recorded, and kept in FOLDER. Then all are open at once and take turns at every position; a ratio is that of
-least times, which other work on the machine disturbs least. PYTHON is an interpreter with optimum-executorch; without it that contender
+least times, which other work on the machine disturbs least. Every round loads all programs anew, because where their weights come to lie
+in memory moves the time of a token by up to a tenth. PYTHON is an interpreter with optimum-executorch; without it that contender
 is left out, and the table says so.
 """
 
@@ -23,12 +24,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.matmul_nbits import read_bytes_per_second
 from benchmarks.onnx_vs_peers import QUICK
 from benchmarks.shapes import FOUR_LAYERS, write_random_checkpoint
 from exporter.targets.executorch.kernels.build import operators_library
 
 CONTEXT, CHUNK = 8448, 128
 POSITIONS = (0, 500, 2000, 8000)
+PROMPT = CHUNK - 1
+"""A program of export_llm takes one token less than its longest sequence."""
 SCRIPTS = Path(__file__).parent / "peers"
 
 
@@ -194,6 +198,11 @@ class Worker:
         self.process.stdin.flush()
         return self._answer()
 
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
     def _answer(self) -> dict:
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -202,12 +211,23 @@ class Worker:
         raise SystemExit(f"{self.process.args} ended")
 
 
-def least(workers: dict[str, Worker], position: int, tokens: int, calls: int, rounds: int) -> dict[str, float]:
+Cell = tuple[int, int]
+"""Position and tokens of a call."""
+
+
+def least(contenders: list[Contender], threads: int, rounds: int) -> dict[Cell, dict[str, float]]:
     """CPU milliseconds per call of every contender, the least of interleaved rounds."""
-    best: dict[str, float] = {}
-    for _ in range(rounds):
-        for name, worker in workers.items():
-            best[name] = min(best.get(name, float("inf")), worker.ask(position, tokens, calls)["cpu_ms_min"])
+    cells = [*((position, 1) for position in POSITIONS), (0, PROMPT)]
+    best: dict[Cell, dict[str, float]] = {cell: {} for cell in cells}
+    for turn in range(rounds):
+        ordered = contenders[turn % len(contenders) :] + contenders[: turn % len(contenders)]
+        workers = {contender.name: Worker(contender, threads) for contender in ordered}
+        for cell in cells * 2:
+            for name, worker in workers.items():
+                time = worker.ask(*cell, calls=8 if cell[1] == 1 else 1)["cpu_ms_min"]
+                best[cell][name] = min(best[cell].get(name, float("inf")), time)
+        for worker in workers.values():
+            worker.close()
     return best
 
 
@@ -233,14 +253,12 @@ def main() -> None:
     for contender in contenders:
         figures = {**build(contender), "bytes": contender.program.stat().st_size}
         print(json.dumps({"contender": contender.name, **figures}), flush=True)
-    workers = {contender.name: Worker(contender, given.threads) for contender in contenders}
-    for position in POSITIONS:
-        times = least(workers, position, 1, 8, given.rounds)
+    for (position, tokens), times in least(contenders, given.threads, given.rounds).items():
         reference = min(time for name, time in times.items() if name.startswith("export_llm"))
         rows = {name: {"cpu_ms": round(time, 3), "ratio": round(time / reference, 3)} for name, time in times.items()}
-        print(json.dumps({"decode_at": position, **rows}), flush=True)
-    times = least(workers, 0, CHUNK, 2, given.rounds)
-    print(json.dumps({"prefill_tokens": CHUNK, **{name: round(time, 1) for name, time in times.items()}}), flush=True)
+        print(json.dumps({"position": position, "tokens": tokens, **rows}), flush=True)
+    torch.set_num_threads(given.threads)
+    print(json.dumps({"reading_memory_gb_s": round(read_bytes_per_second() / 1e9, 1)}), flush=True)
 
 
 if __name__ == "__main__":

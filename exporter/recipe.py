@@ -180,7 +180,8 @@ class ExecutorchSection(Section):
     """How an ExecuTorch program for a CPU computes; other targets do not read it."""
 
     activation_bits: Literal[8, 32] = 8
-    """Activations that meet quantized weights: rounded to INT8 row by row (XNNPACK), or float32 (own operators; for small models)."""
+    """Activations that meet quantized weights: rounded to INT8 row by row (XNNPACK), or float32 (own operators; for small models).
+    With float32, attention over packed caches rounds queries and probabilities to 32 bits instead of 16."""
     operators: OperatorSet = OperatorSet.OWN
     """own: attention over packed INT8 and INT4 caches, norms and rotation in C++ operators that an app links; built here by the C++
     compiler. plain: ExecuTorch's own operators alone, which unpack every slot of a cache for every call."""

@@ -1,5 +1,6 @@
 // Runs an ONNX export through ONNX Runtime's C interface, so that library and runner may come from different compilers.
-// Every cache is one buffer, bound as input and as output; a step of one token allocates nothing but where a cache grows.
+// Every cache is one buffer, bound as input and as output; a step of one token allocates nothing but where a cache grows. A state of a
+// recurrent layer is two buffers, which change places after every call.
 #include <onnxruntime_c_api.h>
 
 #include <memory>
@@ -77,11 +78,16 @@ class OnnxEngine : public slm::Engine {
     api->ReleaseSessionOptions(options);
     read_inputs();
     for (const Input& input : caches_) buffers_[input.name] = std::vector<uint8_t>(cache_bytes(input, false));
+    for (auto& buffers : state_buffers_)
+      for (const Input& input : states_) buffers[input.name] = std::vector<uint8_t>(cache_bytes(input, true));
   }
 
   std::string name() const override { return std::string("onnxruntime ") + OrtGetApiBase()->GetVersionString(); }
   int threads() const override { return static_cast<int>(host_.at("threads").integer()); }
-  void reset() override { rings_.clear(); }
+  void reset() override {
+    rings_.clear();
+    for (auto& [name, buffer] : state_buffers_[turn_]) std::fill(buffer.begin(), buffer.end(), uint8_t{0});
+  }
 
   int64_t prompt(const std::vector<int64_t>& token_ids) override {
     int64_t next = 0;
@@ -102,13 +108,15 @@ class OnnxEngine : public slm::Engine {
   }
 
  private:
-  // A call for a fixed number of tokens: all its buffers are bound once.
+  // A call for a fixed number of tokens: all its buffers are bound once, for either way in which the states can lie.
   struct Step {
     std::vector<int64_t> tokens, positions, row;
     std::vector<float> logits;
     std::vector<std::unique_ptr<Value>> values;
-    OrtIoBinding* binding = nullptr;
-    ~Step() { api->ReleaseIoBinding(binding); }
+    OrtIoBinding* bindings[2] = {nullptr, nullptr};
+    ~Step() {
+      for (OrtIoBinding* binding : bindings) api->ReleaseIoBinding(binding);
+    }
   };
 
   slm::Json host_;
@@ -116,8 +124,10 @@ class OnnxEngine : public slm::Engine {
   int64_t vocab_size_ = 0;
   OrtEnv* environment_ = nullptr;
   OrtSession* session_ = nullptr;
-  std::vector<Input> caches_;
+  std::vector<Input> caches_, states_;
   std::vector<std::string> names_;
+  std::map<std::string, std::vector<uint8_t>> state_buffers_[2];
+  size_t turn_ = 0;
   std::map<std::string, std::vector<uint8_t>> buffers_;
   std::map<size_t, std::unique_ptr<Step>> steps_;
 
@@ -131,7 +141,8 @@ class OnnxEngine : public slm::Engine {
       check(api->SessionGetInputName(session_, index, allocator, &name));
       names_.push_back(name);
       check(api->AllocatorFree(allocator, name));
-      if (starts_with(names_.back(), "past.")) caches_.push_back(describe(index, names_.back().substr(5)));
+      if (starts_with(names_.back(), "past.")) caches_.push_back(describe(index, names_.back().substr(strlen("past."))));
+      if (starts_with(names_.back(), "state.")) states_.push_back(describe(index, names_.back().substr(strlen("state."))));
     }
   }
 
@@ -199,7 +210,8 @@ class OnnxEngine : public slm::Engine {
     std::copy(token_ids, token_ids + count, step->tokens.begin());
     std::iota(step->positions.begin(), step->positions.end(), rings_.length());
     rings_.place(static_cast<int64_t>(count));
-    check(api->RunWithBinding(session_, nullptr, step->binding));
+    check(api->RunWithBinding(session_, nullptr, step->bindings[turn_]));
+    if (!states_.empty()) turn_ = 1 - turn_;
     return std::max_element(step->logits.begin(), step->logits.end()) - step->logits.begin();
   }
 
@@ -216,30 +228,39 @@ class OnnxEngine : public slm::Engine {
     step->positions.resize(count);
     step->row = {size - 1};
     step->logits.resize(static_cast<size_t>(vocab_size_));
-    check(api->CreateIoBinding(session_, &step->binding));
-    const auto integers = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-    bind_input(*step, "input_ids", step->tokens.data(), {1, size}, integers);
-    bind_input(*step, "positions", step->positions.data(), {1, size}, integers);
-    bind_input(*step, "logit_rows", step->row.data(), {1}, integers);
-    for (auto& [name, ring] : rings_.all()) {
-      bind_input(*step, "held." + name, ring.held.data(), {ring.capacity}, integers);
-      bind_input(*step, "write_slot." + name, &ring.write_slot, {1}, integers);
-    }
-    for (const Input& input : caches_) {
-      std::vector<uint8_t>& buffer = buffers_[input.name];
-      bind_input(*step, "past." + input.name, buffer.data(), cache_shape(input, false), input.type);
-      check(api->BindOutput(step->binding, ("present." + input.name).c_str(), step->values.back()->get()));
-    }
-    const std::vector<int64_t> shape = {1, 1, vocab_size_};
-    step->values.push_back(std::make_unique<Value>(step->logits.data(), shape, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
-    check(api->BindOutput(step->binding, "logits", step->values.back()->get()));
+    for (size_t turn = 0; turn < 2; turn++) bind_for(*step, turn, size);
     return step;
   }
 
-  void bind_input(Step& step, const std::string& name, void* data, const std::vector<int64_t>& shape, ONNXTensorElementDataType type) {
-    if (std::find(names_.begin(), names_.end(), name) == names_.end()) return;
-    step.values.push_back(std::make_unique<Value>(data, shape, type));
-    check(api->BindInput(step.binding, name.c_str(), step.values.back()->get()));
+  void bind_for(Step& step, size_t turn, int64_t size) {
+    OrtIoBinding*& binding = step.bindings[turn];
+    check(api->CreateIoBinding(session_, &binding));
+    const auto integers = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+    auto input = [&](const std::string& name, void* data, const std::vector<int64_t>& shape, ONNXTensorElementDataType type) {
+      if (std::find(names_.begin(), names_.end(), name) == names_.end()) return;
+      step.values.push_back(std::make_unique<Value>(data, shape, type));
+      check(api->BindInput(binding, name.c_str(), step.values.back()->get()));
+    };
+    auto output = [&](const std::string& name, void* data, const std::vector<int64_t>& shape, ONNXTensorElementDataType type) {
+      step.values.push_back(std::make_unique<Value>(data, shape, type));
+      check(api->BindOutput(binding, name.c_str(), step.values.back()->get()));
+    };
+    input("input_ids", step.tokens.data(), {1, size}, integers);
+    input("positions", step.positions.data(), {1, size}, integers);
+    input("logit_rows", step.row.data(), {1}, integers);
+    for (auto& [name, ring] : rings_.all()) {
+      input("held." + name, ring.held.data(), {ring.capacity}, integers);
+      input("write_slot." + name, &ring.write_slot, {1}, integers);
+    }
+    for (const Input& cache : caches_) {
+      input("past." + cache.name, buffers_[cache.name].data(), cache_shape(cache, false), cache.type);
+      output("present." + cache.name, buffers_[cache.name].data(), cache_shape(cache, false), cache.type);
+    }
+    for (const Input& state : states_) {
+      input("state." + state.name, state_buffers_[turn][state.name].data(), state.shape, state.type);
+      output("next_state." + state.name, state_buffers_[1 - turn][state.name].data(), state.shape, state.type);
+    }
+    output("logits", step.logits.data(), {1, 1, vocab_size_}, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
   }
 };
 

@@ -110,6 +110,35 @@ def test_a_program_of_executorch_says_what_the_oracle_says(
     assert len(report["latency"]["by_prompt"][0]["repetitions"][0]["decode_ms"]) == 11
 
 
+def test_a_timed_repetition_asks_nothing_of_the_system_but_its_threads_wake_each_other(
+    pte_runner: Path, program: Path, tmp_path: Path
+) -> None:
+    """From the line of the warm-up to that of the last repetition."""
+    if shutil.which("strace") is None:
+        pytest.skip("there is no strace")
+    request = RunnerRequest(str(program), (tuple(range(5, 45)),), 16, 1, 2, ())
+    (tmp_path / "request.json").write_text(request.to_json(), encoding="utf-8")
+    calls = tmp_path / "calls"
+    command = [
+        "strace",
+        "-f",
+        "-e",
+        "trace=!futex,sched_yield",
+        "-o",
+        str(calls),
+        str(pte_runner / "executorch_runner"),
+    ]
+    with closing(LineStream([*command, str(tmp_path / "request.json")], 120)) as stream:
+        lines = [line for line in stream.lines() if parse_line(line)]
+    if not lines:
+        pytest.skip("strace may not trace here")
+    names = [line.split(maxsplit=1)[1] for line in calls.read_text(encoding="utf-8", errors="replace").splitlines()]
+    repetitions = [at for at, name in enumerate(names) if name.startswith('write(1, "{\\"event\\":\\"repetition')]
+    assert len(repetitions) == 3
+    between = names[repetitions[0] + 1 : repetitions[2]]
+    assert [name for name in between if not name.startswith(("write(1,", "<...", "madvise("))] == []
+
+
 @pytest.mark.slow
 def test_a_program_for_the_npu_says_in_the_simulator_what_the_export_was_verified_with(
     slm_export: SlmExport, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -178,10 +207,11 @@ def test_behind_adb_the_tokens_are_the_oracles_and_no_time_is_shown(
     assert f"{engine}_runner" in {Path(name).name for name in phone.received}
 
 
+@pytest.mark.slow
 def test_one_command_exports_and_measures_on_two_devices(
     slm_export: SlmExport, pte_runner: Path, phone: LoopbackAdb, tmp_path: Path
 ) -> None:
-    """Each with the runner that is meant for it: Python here, C++ behind adb."""
+    """Each with the runner that is meant for it: Python here, C++ behind adb. `test_bench_several` has the parts of it."""
     devices = ("--device", f"adb:{phone.serial}", "--device", "local", "--runner", f"adb={pte_runner}")
     shown = slm_export.succeed("--recipe", "android-cpu-small", *FAST, *devices, "--output", str(tmp_path / "out"))
     first, second = read_json(tmp_path / "out", "report")["latency_devices"]

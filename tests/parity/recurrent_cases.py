@@ -85,7 +85,10 @@ def bamba(**changes: Any) -> BambaConfig:
 
 def jamba(**changes: Any) -> JambaConfig:
     switches = {
-        "num_experts": 1,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 0,
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
         "mamba_d_state": 6,
@@ -192,6 +195,11 @@ RECURRENT_CASES = {
     "jamba": Case(
         jamba(),
         NO_BIAS | {"parameters not normalized": recurrence(parameter_norm_eps=None)},
+    ),
+    "jamba-dense": Case(
+        jamba(num_experts=1, mamba_conv_bias=False, tie_word_embeddings=True),
+        {"parameters not normalized": recurrence(parameter_norm_eps=None)},
+        embedding=0.2,
     ),
     "granitemoehybrid": Case(
         granite_hybrid(),

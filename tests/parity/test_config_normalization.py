@@ -9,24 +9,18 @@ import pytest
 from expert_configs import EXPERT_CONFIGS, EXPERT_OPTIONAL
 from optimum.utils import NormalizedConfigManager
 from random_checkpoint import edit_config
+from recurrent_configs import RECURRENT_CONFIGS, RECURRENT_OPTIONAL
 from transformers import (
     AutoConfig,
-    BambaConfig,
     BloomConfig,
     FalconConfig,
-    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
-    GraniteMoeHybridConfig,
-    JambaConfig,
-    Lfm2Config,
     LlamaConfig,
-    Mamba2Config,
-    MambaConfig,
     MistralConfig,
     MptConfig,
     Olmo2Config,
@@ -37,7 +31,6 @@ from transformers import (
     Qwen3Config,
     SmolLM3Config,
     StableLmConfig,
-    Zamba2Config,
 )
 
 from exporter.checkpoint.config import Config
@@ -137,148 +130,32 @@ CONFIGS |= {
     "mpt": MptConfig(**UNTIED, d_model=96, n_layers=3, n_heads=12, max_seq_len=77, attn_config={"softmax_scale": 0.5}),
     "bloom": BloomConfig(**UNTIED, hidden_size=96, n_layer=3, n_head=12, seq_length=77),
 }
-CONFIGS |= EXPERT_CONFIGS
+CONFIGS |= EXPERT_CONFIGS | RECURRENT_CONFIGS
 
-ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
-CONVOLVED = ROPE | {
-    "norm_eps": 1e-3,
-    "tie_word_embeddings": False,
-    "conv_bias": True,
-    "conv_L_cache": 5,
-    "block_multiple_of": 8,
-    "block_ffn_dim_multiplier": 1.5,
-    "full_attn_idxs": [1],
-}
-SCANNED = {
-    "vocab_size": 101,
-    "hidden_size": 96,
-    "state_size": 7,
-    "num_hidden_layers": 3,
-    "layer_norm_epsilon": 1e-3,
-    "expand": 3,
-    "conv_kernel": 5,
-    "use_bias": True,
-    "use_conv_bias": False,
-}
-DUAL = SCANNED | {"num_heads": 24, "head_dim": 12, "n_groups": 3, "tie_word_embeddings": True}
-GROUPED = {
-    "mamba_n_heads": 24,
-    "mamba_d_head": 12,
-    "mamba_n_groups": 3,
-    "mamba_d_state": 7,
-    "mamba_d_conv": 5,
-    "mamba_expand": 3,
-    "mamba_conv_bias": False,
-    "mamba_proj_bias": True,
-    "attention_bias": True,
-}
-SCALED = {
-    "embedding_multiplier": 2.0,
-    "lm_head_multiplier": 3.0,
-    "mlp_multipliers": [0.5, 0.25],
-    "key_multiplier": 0.5,
-    "attention_in_multiplier": 1.5,
-    "attention_out_multiplier": 0.75,
-    "ssm_multipliers": [0.5, 1.5, 0.25, 2.0, 3.0],
-    "ssm_in_multiplier": 1.25,
-    "ssm_out_multiplier": 0.625,
-}
-SIDE_BY_SIDE = (
-    GROUPED
-    | SCALED
+OPTIONAL = (
+    EXPERT_OPTIONAL
+    | RECURRENT_OPTIONAL
     | {
-        "mamba_d_ssm": 288,
-        "mamba_rms_norm": True,
-        "mamba_norm_before_gate": False,
-        "projectors_bias": True,
-        "mlp_bias": True,
+        "llama": (*UNUSUAL, "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"),
+        "mistral": (*UNUSUAL, "num_key_value_heads", "head_dim", "sliding_window"),
+        "qwen2": (*UNUSUAL, *WINDOWED, "num_key_value_heads"),
+        "qwen3": (*UNUSUAL, *WINDOWED, "num_key_value_heads", "head_dim", "attention_bias"),
+        "granite": (*UNUSUAL, *MULTIPLIERS, "num_key_value_heads", "attention_bias", "mlp_bias"),
+        "gemma": (*GEMMA, "num_key_value_heads", "attention_bias", "head_dim"),
+        "gemma2": (*(GEMMA.keys() - {"hidden_act"}), *CAPPED, "sliding_window"),
+        "phi3": (*UNUSUAL, "num_key_value_heads", "sliding_window"),
+        "smollm3": (*(TURNING.keys() - {"pad_token_id"}), "attention_bias", "mlp_bias"),
+        "olmo2": (*UNUSUAL, "num_key_value_heads", "attention_bias"),
+        "phi": (*WITHOUT_NORM, "layer_norm_eps", "qk_layernorm", "num_key_value_heads"),
+        "stablelm": (*WITHOUT_NORM, *PARALLEL),
+        "gpt2": (*UNTIED, *SCALES, "n_embd", "n_layer", "n_head", "n_positions", "activation_function"),
+        "gpt_neox": (*(WITHOUT_NORM.keys() - {"hidden_act"}), *SEQUENTIAL),
+        "falcon": (*UNTIED, *BLOCKS),
+        "mpt": (*UNTIED, "d_model", "n_layers", "n_heads", "max_seq_len", "attn_config"),
+        "bloom": (*UNTIED, "hidden_size", "n_layer", "n_head"),
+        "gemma3_text": (*(LOCAL.keys() - {"hidden_act"}), "final_logit_softcapping", "sliding_window"),
     }
 )
-SPARSE = {
-    "num_experts": 1,
-    "attn_layer_period": 2,
-    "attn_layer_offset": 0,
-    "mamba_d_state": 7,
-    "mamba_d_conv": 5,
-    "mamba_expand": 3,
-    "mamba_dt_rank": 9,
-    "mamba_conv_bias": False,
-    "mamba_proj_bias": True,
-}
-LENT = {
-    "layers_block_type": ["hybrid", "linear_attention", "hybrid"],
-    "mamba_d_state": 7,
-    "mamba_d_conv": 5,
-    "mamba_expand": 3,
-    "mamba_ngroups": 2,
-    "n_mamba_heads": 12,
-    "add_bias_linear": True,
-    "num_mem_blocks": 2,
-    "use_shared_attention_adapter": True,
-    "adapter_rank": 9,
-    "use_mem_rope": True,
-    "time_step_min": 0.01,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-3,
-}
-ATTENDED = {name: value for name, value in UNUSUAL.items() if name != "hidden_act"}
-HYBRID = ATTENDED | GROUPED
-GRANITE_HYBRID = (
-    HYBRID
-    | MULTIPLIERS
-    | {
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        "num_local_experts": 0,
-        "shared_intermediate_size": 56,
-        "position_embedding_type": "rope",
-    }
-)
-WITHOUT_ROTARY = {name: value for name, value in ATTENDED.items() if name != "rope_parameters"}
-CONFIGS |= {
-    "lfm2": Lfm2Config(**SHAPE, **CONVOLVED),
-    "mamba": MambaConfig(**SCANNED, time_step_rank=9, tie_word_embeddings=False),
-    "mamba2": Mamba2Config(**DUAL),
-    "bamba": BambaConfig(**SHAPE, **HYBRID, mlp_bias=True, attn_layer_indices=[1]),
-    "jamba": JambaConfig(**SHAPE, **WITHOUT_ROTARY, **SPARSE),
-    "granitemoehybrid": GraniteMoeHybridConfig(**SHAPE, **GRANITE_HYBRID),
-    "falcon_h1": FalconH1Config(**SHAPE, **ATTENDED, **SIDE_BY_SIDE),
-    "zamba2": Zamba2Config(**SHAPE | {"num_key_value_heads": 12}, **LENT),
-}
-
-OPTIONAL = EXPERT_OPTIONAL | {
-    "lfm2": (*CONVOLVED, "num_key_value_heads", "max_position_embeddings", "intermediate_size"),
-    "mamba": (*(SCANNED.keys() - {"vocab_size", "num_hidden_layers"}), "time_step_rank", "tie_word_embeddings"),
-    "mamba2": tuple(DUAL.keys() - {"vocab_size", "num_hidden_layers"}),
-    "bamba": (
-        *(HYBRID.keys() - {"mamba_d_head"}),
-        "mlp_bias",
-        "attn_layer_indices",
-        "num_key_value_heads",
-        "max_position_embeddings",
-    ),
-    "jamba": (*WITHOUT_ROTARY, *SPARSE, "num_key_value_heads", "max_position_embeddings", "intermediate_size"),
-    "granitemoehybrid": (*(GRANITE_HYBRID.keys() - {"mamba_d_head"}), "num_key_value_heads", "max_position_embeddings"),
-    "falcon_h1": (*ATTENDED, *(SIDE_BY_SIDE.keys() - {"mamba_d_head", "mamba_expand"}), "num_key_value_heads"),
-    "zamba2": (*LENT, "max_position_embeddings", "intermediate_size"),
-    "llama": (*UNUSUAL, "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias"),
-    "mistral": (*UNUSUAL, "num_key_value_heads", "head_dim", "sliding_window"),
-    "qwen2": (*UNUSUAL, *WINDOWED, "num_key_value_heads"),
-    "qwen3": (*UNUSUAL, *WINDOWED, "num_key_value_heads", "head_dim", "attention_bias"),
-    "granite": (*UNUSUAL, *MULTIPLIERS, "num_key_value_heads", "attention_bias", "mlp_bias"),
-    "gemma": (*GEMMA, "num_key_value_heads", "attention_bias", "head_dim"),
-    "gemma2": (*(GEMMA.keys() - {"hidden_act"}), *CAPPED, "sliding_window"),
-    "phi3": (*UNUSUAL, "num_key_value_heads", "sliding_window"),
-    "smollm3": (*(TURNING.keys() - {"pad_token_id"}), "attention_bias", "mlp_bias"),
-    "olmo2": (*UNUSUAL, "num_key_value_heads", "attention_bias"),
-    "phi": (*WITHOUT_NORM, "layer_norm_eps", "qk_layernorm", "num_key_value_heads"),
-    "stablelm": (*WITHOUT_NORM, *PARALLEL),
-    "gpt2": (*UNTIED, *SCALES, "n_embd", "n_layer", "n_head", "n_positions", "activation_function"),
-    "gpt_neox": (*(WITHOUT_NORM.keys() - {"hidden_act"}), *SEQUENTIAL),
-    "falcon": (*UNTIED, *BLOCKS),
-    "mpt": (*UNTIED, "d_model", "n_layers", "n_heads", "max_seq_len", "attn_config"),
-    "bloom": (*UNTIED, "hidden_size", "n_layer", "n_head"),
-    "gemma3_text": (*(LOCAL.keys() - {"hidden_act"}), "final_logit_softcapping", "sliding_window"),
-}
 
 KNOWN_TO_OPTIMUM = {
     name for name in CONFIGS.keys() & NormalizedConfigManager._conf if hasattr(CONFIGS[name], "num_key_value_heads")

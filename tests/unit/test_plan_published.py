@@ -12,6 +12,7 @@ from published_members import MEMBERS
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.family import find_family
 from exporter.checkpoint.text_part import text_part
+from exporter.decoder.spec import AttentionSpec
 
 LONG = ("--set", "cache.context=1024", "--set", "verify.window=1024")
 """Every ring of a published member wraps within this."""
@@ -39,6 +40,13 @@ def test_the_best_known_members_are_among_them() -> None:
     assert set(WANTED) <= set(MEMBERS)
 
 
+def token_bytes(attention: AttentionSpec | None) -> int:
+    """INT8 codes and an fp16 scale per cached vector; a latent is one vector, a recurrent layer caches none."""
+    if attention is None:
+        return 0
+    return (1 if attention.latent else 2) * attention.kv_heads * (attention.head_dim + 2)
+
+
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_published_config_is_planned_without_weights(name: str, tmp_path: Path, run: Run) -> None:
     values, parameters = MEMBERS[name]
@@ -49,8 +57,7 @@ def test_a_published_config_is_planned_without_weights(name: str, tmp_path: Path
     plan = json.loads(outcome.out)
     assert plan["parameters"] == pytest.approx(parameters, rel=0.005)
     spec = find_family(text_part(Config(values)), text_only=True).decoder_spec(text_part(Config(values)))
-    heads = [layer.attention for layer in spec.layers]
-    cached = [0 if each is None else (1 if each.latent else 2) * each.kv_heads * (each.head_dim + 2) for each in heads]
+    cached = [token_bytes(layer.attention) for layer in spec.layers]
     assert plan["kv_bytes_per_layer"] == [
         slots * size for slots, size in zip(plan["slots_per_layer"], cached, strict=True)
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from exporter.checkpoint.config import Config
 from exporter.checkpoint.family import all_families
 from exporter.plan import Plan, check_refusals, make_plan
 from exporter.recipe import Recipe, load_recipe
@@ -70,6 +71,29 @@ def test_states_count_twice_in_memory_and_do_not_grow_with_the_context(family: s
 def test_int4_weights_take_a_little_more_than_half_a_byte(family: str) -> None:
     plan = planned(family, load_recipe("onnx-cpu"))
     assert 0.5 < plan.weight_bytes / plan.parameters < 0.62
+
+
+def test_a_hybrid_with_experts_has_its_published_size_and_reads_the_chosen_ones() -> None:
+    """Jamba v0.1: 52 billion parameters, 12 billion active."""
+    shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    cache = {
+        "num_key_value_heads": 8,
+        "attn_layer_period": 8,
+        "attn_layer_offset": 4,
+        "max_position_embeddings": 262144,
+    }
+    experts = {"num_experts": 16, "num_experts_per_tok": 2, "expert_layer_period": 2, "expert_layer_offset": 1}
+    states = {"mamba_d_state": 16, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 256}
+    values = {"model_type": "jamba", "vocab_size": 65536, "tie_word_embeddings": False}
+    spec = all_families().get("jamba").decoder_spec(Config(values | shape | cache | experts | states))
+    recipe = load_recipe("onnx-cpu", [f"cache.context={CONTEXT}"])
+    target = find_target(recipe.target.kind)
+    check_refusals(spec, recipe, target)
+    plan = make_plan(spec, recipe, target)
+    assert abs(plan.parameters / 51.57e9 - 1) < 0.005
+    assert plan.state_bytes_total == 28 * 4 * (3 * 8192 + 8192 * 16)
+    assert plan.kv_bytes_total == 4 * CONTEXT * 2 * 8 * (128 + 2)
+    assert 11.5e9 < 8 * plan.bytes_read_per_token / 4.6 < 12.5e9
 
 
 def test_what_the_largest_state_costs_is_said_in_bytes() -> None:

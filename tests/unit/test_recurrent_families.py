@@ -19,7 +19,7 @@ def spec_of(family: str, **changes: Any) -> DecoderSpec:
 
 
 REFUSED: list[tuple[str, str, Any, str]] = [
-    ("jamba", "num_experts", 16, "experts"),
+    ("jamba", "expert_layer_offset", 2, "not below expert_layer_period"),
     ("jamba", "attn_layer_offset", 14, "not below attn_layer_period"),
     ("granitemoehybrid", "num_local_experts", 64, "experts"),
     ("granitemoehybrid", "layer_types", ["mamba"], "must list 32 layers"),

@@ -1,7 +1,7 @@
 # arm64 Linux with Debian's cross compiler (g++-aarch64-linux-gnu). CROSS_ROOT names a folder into which its packages were extracted with
 # dpkg-deb -x, where they are not installed; CROSS_SUFFIX is the compiler's, for example -12.
 #
-# Android: use the toolchain file of the NDK instead, with the bionic build of ONNX Runtime:
+# Android: use the toolchain file of the NDK instead, with builds of ONNX Runtime or ExecuTorch for Android:
 #   -DCMAKE_TOOLCHAIN_FILE=$ANDROID_NDK/build/cmake/android.toolchain.cmake -DANDROID_ABI=arm64-v8a -DANDROID_PLATFORM=android-28
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)

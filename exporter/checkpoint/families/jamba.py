@@ -1,11 +1,12 @@
-"""Jamba: selective scans with normalized parameters in most layers, attention without positions in some. Layers of experts are refused."""
+"""Jamba: selective scans with normalized parameters in most layers, attention without positions in some, experts in every second one."""
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, full_attention, layer_count
+from exporter.checkpoint.experts import expert_weights, gated_expert, read_routing
 from exporter.checkpoint.family import FAMILIES, Family, Published
 from exporter.checkpoint.recurrent import hybrid_decoder, inner_channels, read_selective_scan, scan_weights
-from exporter.checkpoint.weight_map import LLAMA_WEIGHTS, WeightMap
-from exporter.decoder.spec import DecoderSpec, NormSpec
+from exporter.checkpoint.weight_map import WeightMap
+from exporter.decoder.spec import DecoderSpec, ExpertsSpec, NormSpec
 
 NAMES = {
     "state_size": "mamba_d_state",
@@ -15,7 +16,8 @@ NAMES = {
     "use_conv_bias": "mamba_conv_bias",
     "use_bias": "mamba_proj_bias",
 }
-WEIGHTS = LLAMA_WEIGHTS.including(
+MIXTURE = expert_weights("model.layers.{}.feed_forward", "gate_proj", "up_proj", "down_proj", "router")
+WEIGHTS = MIXTURE.including(
     WeightMap.of(
         {
             **scan_weights("model.layers.{}.mamba"),
@@ -34,9 +36,10 @@ WEIGHTS = LLAMA_WEIGHTS.including(
 
 def decoder_spec(file: Config) -> DecoderSpec:
     config = file.defaulting(max_position_embeddings=262144, intermediate_size=14336)
-    refuse_experts(config)
     eps, count = config.number("rms_norm_eps", 1e-6), layer_count(config)
-    traits = DenseTraits(full_attention(config), norm=NormSpec(eps), kv_heads=8, rotary=(None,) * count)
+    traits = DenseTraits(
+        full_attention(config), norm=NormSpec(eps), kv_heads=8, rotary=(None,) * count, experts=experts(config)
+    )
     named = config.named(NAMES)
     mixer = read_selective_scan(named, inner_channels(named), eps)
     period, offset = config.integer("attn_layer_period", 8), config.integer("attn_layer_offset", 4, least=0)
@@ -46,10 +49,17 @@ def decoder_spec(file: Config) -> DecoderSpec:
     return hybrid_decoder(config, "jamba", traits, mixers)
 
 
-def refuse_experts(config: Config) -> None:
-    """A layer whose turn it is has experts if there is more than one."""
-    if config.integer("num_experts", 16) > 1:
-        raise config.fault("num_experts", "layers of experts between recurrent ones are not supported")
+def experts(file: Config) -> tuple[ExpertsSpec | None, ...]:
+    """A layer whose turn it is has experts if there is more than one; the weights of the chosen ones do not sum to one."""
+    config = file.defaulting(num_experts=16)
+    count, period = layer_count(config), config.integer("expert_layer_period", 2)
+    offset = config.integer("expert_layer_offset", 1, least=0)
+    if offset >= period:
+        raise config.fault("expert_layer_offset", f"{offset} is not below expert_layer_period={period}")
+    if config.integer("num_experts") == 1:
+        return (None,) * count
+    block = ExpertsSpec(read_routing(config, "num_experts", 2), gated_expert(config, "intermediate_size"))
+    return tuple(block if index % period == offset else None for index in range(count))
 
 
 def weights(config: Config) -> WeightMap:
