@@ -101,7 +101,7 @@ def open_checkpoint(folder: Path, adapter: Path | None = None, text_only: bool =
     merged = None if adapter is None else LoraAdapter(adapter)
     checkpoint = Checkpoint(folder, config, family, spec, tensors, merged)
     for weight in decoder_weights(spec):
-        _check_weight(folder, tensors, weight, checkpoint.source(weight.name))
+        _check_weight(checkpoint, weight)
     _check_tie(checkpoint)
     if merged is not None:
         sources = [checkpoint.source(weight.name) for weight in decoder_weights(spec)]
@@ -127,18 +127,26 @@ def _check_tie(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_weight(folder: Path, tensors: TensorFolder, weight: WeightSpec, source: Source) -> None:
+def _check_weight(checkpoint: Checkpoint, weight: WeightSpec) -> None:
+    folder, tensors, source = checkpoint.folder, checkpoint.tensors, checkpoint.source(weight.name)
     name, shape = source.tensor, source.stored_shape(weight.shape)
     if name not in tensors:
-        hint = "set tie_word_embeddings in config.json if the head shares the embedding" if weight.name == HEAD else ""
         raise CheckpointError(
-            f"{folder}: tensor {name} is missing from the safetensors files", hint or "copy all shards"
+            f"{folder}: tensor {name} is missing from the safetensors files", _where_to_find(checkpoint, weight)
         )
     if tensors.shape(name) != shape:
         raise CheckpointError(
             f"{folder}: tensor {name} has shape {tensors.shape(name)}, config.json implies {shape}",
             "check that config.json belongs to these weights",
         )
+
+
+def _where_to_find(checkpoint: Checkpoint, weight: WeightSpec) -> str:
+    if checkpoint.config.get("quantization_config") is not None:
+        return "these files are quantized already (quantization_config): save the checkpoint with floats, as transformers reads it"
+    if weight.name == HEAD:
+        return "set tie_word_embeddings in config.json if the head shares the embedding"
+    return "copy all shards"
 
 
 def file_sha256(path: Path) -> str:

@@ -57,6 +57,19 @@ def test_a_garbage_safetensors_file_is_named(tmp_path: Path, garbage: bytes) -> 
     assert str(path) in error_of(tmp_path)
 
 
+def test_a_checkpoint_that_is_quantized_already_is_told_apart_from_a_missing_shard(tmp_path: Path) -> None:
+    """Published mixtures hold experts in 4 bits under names of their own."""
+    write_checkpoint(tmp_path)
+    write_config(tmp_path, tiny_config() | {"quantization_config": {"quant_method": "mxfp4"}})
+    packed = {
+        name.replace("q_proj.weight", "q_proj_blocks"): tensor for name, tensor in tiny_tensors(tiny_config()).items()
+    }
+    save_file(packed, tmp_path / SINGLE_FILE)
+    message = error_of(tmp_path)
+    assert QUERY_WEIGHT in message
+    assert "quantized already" in message
+
+
 def test_a_corrupt_shard_is_named(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, shards=2) / FIRST_SHARD
     path.write_bytes(path.read_bytes()[:200])
