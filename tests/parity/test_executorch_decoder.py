@@ -30,6 +30,8 @@ PLAIN = {"activation_bits": 8, "operators": "plain"}
 WHOLE_GROUPS = TinyModel(hidden_size=64, inner_size=96, head_dim=16, rotated=16)
 """XNNPACK's groups of weights have no remainder."""
 
+QUICK = ("biases-and-norms", "partial-rotary", "remainder-groups")
+"""Lowering takes seconds: these say most."""
 MODELS = {
     "biases-and-norms": TinyModel(bias=True, query_key_norm=True),
     "untied": TinyModel(tied=False),
@@ -41,19 +43,25 @@ MODELS = {
 
 
 @pytest.mark.parametrize("cache", [FULL, SINKS], ids=["full", "sinks"])
-@pytest.mark.parametrize("kv_format", [INT8, INT4], ids=["int8", "int4-zero"])
+@pytest.mark.parametrize(
+    "kv_format", [pytest.param(INT8, id="int8", marks=pytest.mark.slow), pytest.param(INT4, id="int4-zero")]
+)
 def test_packed_caches_compose_with_windows_and_sinks(
     kv_format: KvFormat, cache: CacheSettings, tmp_path: Path
 ) -> None:
     require_parity(lower_executorch(TinyModel(), cache, kv_format, tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_everything_that_a_spec_can_say(model: TinyModel, tmp_path: Path) -> None:
-    require_parity(lower_executorch(model, FULL, INT8, tmp_path), tmp_path, 1e-4)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
+def test_everything_that_a_spec_can_say(name: str, tmp_path: Path) -> None:
+    require_parity(lower_executorch(MODELS[name], FULL, INT8, tmp_path), tmp_path, 1e-4)
 
 
-@pytest.mark.parametrize("kv_format", [FLOAT_CACHE, INT4], ids=["float32", "int4-zero"])
+@pytest.mark.parametrize(
+    "kv_format", [pytest.param(FLOAT_CACHE, id="float32", marks=pytest.mark.slow), pytest.param(INT4, id="int4-zero")]
+)
 def test_plain_operators_with_rings_and_sinks(kv_format: KvFormat, tmp_path: Path) -> None:
     require_parity(lower_executorch(WHOLE_GROUPS, SINKS, kv_format, tmp_path, PLAIN), tmp_path, 1e-2)
 

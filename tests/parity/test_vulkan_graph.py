@@ -129,6 +129,7 @@ def test_one_delegate_takes_every_operator_and_the_caches_have_the_bytes_of_the_
     assert (inside["sdpa_with_kv_cache.default"], inside["update_cache.default"]) == (1, 2)
 
 
+@pytest.mark.slow
 def test_equal_checkpoints_give_equal_files(lowered: tuple[int, Path, dict]) -> None:
     bits, folder, _ = lowered
     if bits == 32:

@@ -82,6 +82,7 @@ def test_both_users_read_the_same_bytes_of_the_file(written: Path, tmp_path: Pat
     assert not np.array_equal(logits(path), before)
 
 
+@pytest.mark.slow
 def test_an_untied_decoder_keeps_its_file(tmp_path: Path) -> None:
     decoder = quantized_decoder(
         TinyModel(
