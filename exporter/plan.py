@@ -11,7 +11,6 @@ from exporter.checkpoint.family import CONFIG_FILE, read_spec_file
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.spec import (
     EMBEDDING,
-    HEAD,
     DecoderSpec,
     ExpertsSpec,
     WeightKind,
@@ -22,6 +21,7 @@ from exporter.decoder.spec import (
     parameter_count,
 )
 from exporter.errors import PlanRefused
+from exporter.host_memory import host_memory_bytes
 from exporter.quantize.formats import KvFormat, WeightSettings
 from exporter.recipe import SMALLEST_WINDOW, Recipe
 from exporter.targets.base import Obtained, Refusal, Target, TiedStorage, find_target
@@ -188,7 +188,7 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
         tuple(layer.slots for layer in layout),
         states,
         stored + sum(per_layer) + STATE_COPIES * sum(states) + _activation_bytes(spec, recipe),
-        _host_memory(spec, recipe),
+        host_memory_bytes(spec, recipe, target, stored),
         read,
         read / (recipe.device.memory_bandwidth_gb_s * 1e9) * 1e3,
         recipe.device.memory_bandwidth_gb_s,
@@ -232,14 +232,6 @@ def _activation_bytes(spec: DecoderSpec, recipe: Recipe) -> int:
     blocks += [layer.recurrence.input_size for layer in spec.layers if layer.recurrence is not None]
     widest = max(blocks, default=0)
     return 2 * cache_settings(spec, recipe).chunk * (3 * spec.hidden_size + 3 * widest + spec.vocab_size)
-
-
-def _host_memory(spec: DecoderSpec, recipe: Recipe) -> int:
-    """Peak of the exporting machine: interpreter and libraries, dequantized oracle, and the compiler's own copies."""
-    libraries, oracle_bytes, compiler_bytes = 900_000_000, 4, 8
-    calibration = 4 * recipe.calibration.tokens * spec.hidden_size
-    tables = sum(weight.count for weight in decoder_weights(spec) if weight.name in (EMBEDDING, HEAD))
-    return libraries + (oracle_bytes + compiler_bytes) * parameter_count(spec) + 4 * tables + calibration
 
 
 def plan_export(model: Path, recipe: Recipe, text_only: bool = False) -> Plan:

@@ -7,14 +7,12 @@ from typing import Protocol
 
 import torch
 
+from exporter.decoder.memory import KEPT_BYTES
 from exporter.quantize.int4 import QuantizedMatrix
 
 BLOCK_ELEMENTS = 1 << 20
 """A large matrix is worked off in blocks of rows of about so many elements: what a block needs stays in the processor's cache, and
 the allocator hands the same memory out again for the next block."""
-
-KEPT_BYTES = 3 << 28
-"""Float32 copies of quantized matrices are kept up to this sum; the rest is dequantized anew for every product."""
 
 
 class WeightStore(Protocol):

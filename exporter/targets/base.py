@@ -127,6 +127,9 @@ class Target(Protocol):
     driver: str
     """`module:function(folder) -> Driver`, called in a child process."""
 
+    lowering_bytes_per_weight: int
+    """What its lowering takes in memory, measured."""
+
     adopts_codes: bool
     """Whether its driver can be given the oracle's cache (`verify.same_codes`)."""
 

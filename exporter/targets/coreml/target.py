@@ -27,6 +27,7 @@ class CoreMlTarget:
     obtained = Obtained.SIMULATED
     holds_palettes = True
     adopts_codes = True
+    lowering_bytes_per_weight = 5
     driver = "exporter.targets.coreml.driver:open_driver"
     exact_driver: str | None = "exporter.targets.coreml.driver:open_exact_driver"
 

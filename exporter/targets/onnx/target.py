@@ -27,6 +27,7 @@ class OnnxTarget:
     obtained = Obtained.MEASURED
     holds_palettes = False
     adopts_codes = False
+    lowering_bytes_per_weight = 1
     driver = "exporter.targets.onnx.driver:open_driver"
     exact_driver: str | None = None
 

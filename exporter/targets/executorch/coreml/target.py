@@ -27,6 +27,7 @@ class ExecutorchCoreMlTarget:
     obtained = Obtained.SIMULATED
     holds_palettes = True
     adopts_codes = True
+    lowering_bytes_per_weight = 5
     driver = "exporter.targets.executorch.coreml.driver:open_driver"
     exact_driver: str | None = "exporter.targets.executorch.coreml.driver:open_exact_driver"
 

@@ -27,6 +27,7 @@ class QnnTarget:
     obtained = Obtained.SIMULATED
     holds_palettes = False
     adopts_codes = False
+    lowering_bytes_per_weight = 12
     driver = "exporter.targets.executorch.qnn.driver:open_driver"
     exact_driver: str | None = None
 

@@ -29,6 +29,7 @@ class VulkanTarget:
     obtained = Obtained.GRAPH
     holds_palettes = False
     adopts_codes = False
+    lowering_bytes_per_weight = 6
     driver = "exporter.targets.executorch.vulkan.driver:open_driver"
     exact_driver: str | None = None
 

@@ -30,6 +30,7 @@ class XnnpackTarget:
     obtained = Obtained.MEASURED
     holds_palettes = False
     adopts_codes = False
+    lowering_bytes_per_weight = 6
     driver = "exporter.targets.executorch.xnnpack.driver:open_driver"
     exact_driver: str | None = None
 
