@@ -12,7 +12,7 @@ from exporter.quantize.formats import RoundingMethod
 from exporter.recipe import Recipe
 from exporter.targets.base import Target
 
-QUANTIZING_BYTES, LOWERING_BYTES, VERIFYING_BYTES = 400_000_000, 800_000_000, 820_000_000
+QUANTIZING_BYTES, LOWERING_BYTES, VERIFYING_BYTES = 400_000_000, 800_000_000, 950_000_000
 """Interpreter, libraries and blocks of rows of each stage."""
 LIVE_ACTIVATIONS = 3
 """Hidden states and inner activations of all calibration tokens that live at the same time, each."""

@@ -12,7 +12,7 @@ from tests.end_to_end.command import FAST, SlmExport, read_json
 RECIPES = {"onnx-cpu-small": "onnxruntime", "android-cpu-small": "executorch"}
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["onnx-cpu-small", pytest.param("android-cpu-small", marks=pytest.mark.slow)])
 def test_a_trained_mixture_keeps_its_perplexity(
     recipe: str, slm_export: SlmExport, shared_models: Path, tmp_path: Path
 ) -> None:
