@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.family import find_family
-from exporter.decoder.spec import WeightKind, decoder_weights
+from exporter.decoder.weight_names import WeightKind, decoder_weights
 from exporter.resources import example_folder
 
 SMOLLM2_135M = {

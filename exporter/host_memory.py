@@ -7,7 +7,8 @@ with a billion weights, and what those took).
 from __future__ import annotations
 
 from exporter.decoder.memory import KEPT_BYTES
-from exporter.decoder.spec import DecoderSpec, WeightKind, decoder_weights, parameter_count
+from exporter.decoder.spec import DecoderSpec
+from exporter.decoder.weight_names import WeightKind, decoder_weights, parameter_count
 from exporter.quantize.formats import RoundingMethod
 from exporter.recipe import Recipe
 from exporter.targets.base import Target

@@ -9,10 +9,9 @@ from typing import Any
 
 from exporter.checkpoint.family import CONFIG_FILE, read_spec_file
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
-from exporter.decoder.spec import (
+from exporter.decoder.spec import DecoderSpec, ExpertsSpec
+from exporter.decoder.weight_names import (
     EMBEDDING,
-    DecoderSpec,
-    ExpertsSpec,
     WeightKind,
     decoder_weights,
     head_name,

@@ -16,7 +16,8 @@ from exporter.checkpoint.tensors import TensorFolder
 from exporter.checkpoint.text import TextCodec
 from exporter.checkpoint.text_part import text_name
 from exporter.checkpoint.weight_map import Source
-from exporter.decoder.spec import EMBEDDING, HEAD, DecoderSpec, WeightSpec, decoder_weights, for_context
+from exporter.decoder.spec import DecoderSpec, for_context
+from exporter.decoder.weight_names import EMBEDDING, HEAD, WeightSpec, decoder_weights
 from exporter.decoder.weights import blockwise_product
 from exporter.errors import CheckpointError
 

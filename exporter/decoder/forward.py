@@ -8,11 +8,6 @@ from exporter.decoder.mixers import mix_by_recurrence
 from exporter.decoder.ops import Ops, Tensor
 from exporter.decoder.shared_block import shared_block
 from exporter.decoder.spec import (
-    EMBEDDING,
-    EMBEDDING_NORM,
-    FINAL_NORM,
-    HEAD_BIAS,
-    POSITIONS,
     AttentionSpec,
     DecoderSpec,
     ExpertsSpec,
@@ -21,8 +16,8 @@ from exporter.decoder.spec import (
     NormKind,
     NormSpan,
     NormSpec,
-    head_name,
 )
+from exporter.decoder.weight_names import EMBEDDING, EMBEDDING_NORM, FINAL_NORM, HEAD_BIAS, POSITIONS, head_name
 
 
 def decode_chunk(ops: Ops[Tensor], spec: DecoderSpec, token_ids: Tensor) -> Tensor:

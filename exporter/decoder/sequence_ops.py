@@ -13,7 +13,8 @@ import torch
 
 from exporter.decoder.eager_ops import EagerOps, capped, rotate, softmax_beside
 from exporter.decoder.rotary import cosine_sine
-from exporter.decoder.spec import AttentionSpec, ExpertsSpec, RotarySpec, sinks_name
+from exporter.decoder.spec import AttentionSpec, ExpertsSpec, RotarySpec
+from exporter.decoder.weight_names import sinks_name
 from exporter.decoder.weights import WeightStore
 
 ObserveAttention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]

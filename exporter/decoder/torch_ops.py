@@ -12,7 +12,8 @@ from exporter.decoder.cache import LayerCache
 from exporter.decoder.eager_ops import EagerOps, capped, rotate, softmax_beside
 from exporter.decoder.rotary import cosine_sine
 from exporter.decoder.scan import dual_steps
-from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec, sinks_name
+from exporter.decoder.spec import AttentionSpec, DecoderSpec, RotarySpec
+from exporter.decoder.weight_names import sinks_name
 from exporter.decoder.weights import WeightStore
 from exporter.quantize.formats import KvFormat, KvScaling
 from exporter.quantize.kv_codec import ChannelConstants, EncodedRows, KvCodec, LayerKvConstants

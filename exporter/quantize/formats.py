@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from exporter.decoder.spec import HEAD, DecoderSpec
+from exporter.decoder.spec import DecoderSpec
+from exporter.decoder.weight_names import HEAD
 
 CODES_PER_LANE = 3
 """4-bit codes that an fp16 number holds exactly: its integers reach 2048, so 12 bits with a sign."""

@@ -16,11 +16,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from exporter.decoder.forward import decode_embedding, decode_final_norm, decode_layer
 from exporter.decoder.sequence_ops import Hooks, ObserveAttention, SequenceOps
-from exporter.decoder.spec import (
+from exporter.decoder.spec import DecoderSpec, ExpertsSpec
+from exporter.decoder.weight_names import (
     EMBEDDING,
     HEAD,
-    DecoderSpec,
-    ExpertsSpec,
     WeightKind,
     WeightSpec,
     embedding_weights,

@@ -15,8 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from exporter.checkpoint.checkpoint import Checkpoint
 from exporter.decoder.cache import CacheSettings, cache_layout
 from exporter.decoder.forward import decode_chunk
-from exporter.decoder.spec import DecoderSpec, decoder_weights, for_context
+from exporter.decoder.spec import DecoderSpec, for_context
 from exporter.decoder.torch_ops import FLOAT_KV, TorchOps
+from exporter.decoder.weight_names import decoder_weights
 from exporter.decoder.weights import WeightStore
 
 TOLERANCE = 1e-4

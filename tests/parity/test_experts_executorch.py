@@ -18,7 +18,8 @@ from quantized_case import quantized_case
 
 from exporter.decoder.experts import GroupLimit, GroupScore, RouterScore
 from exporter.decoder.forward import decode_chunk
-from exporter.decoder.spec import Activation, ExpertsSpec, LayerSpec, WeightKind, decoder_weights
+from exporter.decoder.spec import Activation, ExpertsSpec, LayerSpec
+from exporter.decoder.weight_names import WeightKind, decoder_weights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, save_quantized
 from exporter.recipe import load_recipe

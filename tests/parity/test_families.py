@@ -32,7 +32,8 @@ from spec_faults import Fault, feed_forward, rotary
 from exporter.checkpoint.family import read_spec
 from exporter.decoder.forward import decode_chunk
 from exporter.decoder.sequence_ops import SequenceOps
-from exporter.decoder.spec import EMBEDDING, HEAD, Activation, decoder_weights, rotary_settings
+from exporter.decoder.spec import Activation, rotary_settings
+from exporter.decoder.weight_names import EMBEDDING, HEAD, decoder_weights
 from exporter.errors import CheckpointError
 
 WEIGHED = [

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Conf
 
 from exporter.checkpoint.checkpoint import open_checkpoint
 from exporter.checkpoint.tensors import INDEX_FILE, SINGLE_FILE
-from exporter.decoder.spec import decoder_weights
+from exporter.decoder.weight_names import decoder_weights
 
 CONFIGS = {
     "llama": LlamaConfig(**tiny_shape(mlp_bias=True)),

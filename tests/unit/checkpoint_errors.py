@@ -11,7 +11,7 @@ from tiny_checkpoint import tiny_config, write_config
 
 from exporter.checkpoint.checkpoint import open_checkpoint
 from exporter.checkpoint.family import read_spec
-from exporter.decoder.spec import decoder_weights
+from exporter.decoder.weight_names import decoder_weights
 from exporter.errors import CheckpointError, ExitCode, SlmExportError
 
 

@@ -16,7 +16,6 @@ from exporter.decoder.forward import decode_chunk
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
 from exporter.decoder.sequence_ops import Hooks, SequenceOps
 from exporter.decoder.spec import (
-    EMBEDDING,
     Activation,
     AttentionSpec,
     DecoderSpec,
@@ -25,11 +24,9 @@ from exporter.decoder.spec import (
     NormSpec,
     RotaryScaling,
     RotarySpec,
-    WeightKind,
-    decoder_weights,
-    head_name,
 )
 from exporter.decoder.torch_ops import TorchOps
+from exporter.decoder.weight_names import EMBEDDING, WeightKind, decoder_weights, head_name
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.calibration import KvCalibrator
 from exporter.quantize.formats import KvFormat, ScaleFormat, WeightFormat

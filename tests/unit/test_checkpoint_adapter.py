@@ -24,7 +24,7 @@ from tiny_checkpoint import (
 
 from exporter.checkpoint.checkpoint import open_checkpoint
 from exporter.checkpoint.tensors import SINGLE_FILE
-from exporter.decoder.spec import decoder_weights
+from exporter.decoder.weight_names import decoder_weights
 
 
 def merged_query(tmp_path: Path, tensors: dict[str, torch.Tensor], **settings: Any) -> torch.Tensor:

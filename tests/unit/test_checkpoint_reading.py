@@ -20,7 +20,7 @@ from tiny_checkpoint import (
 )
 
 from exporter.checkpoint.checkpoint import open_checkpoint
-from exporter.decoder.spec import decoder_weights
+from exporter.decoder.weight_names import decoder_weights
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,7 @@ import pytest
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.family import all_families, find_family
-from exporter.decoder.spec import decoder_weights, parameter_count
+from exporter.decoder.weight_names import decoder_weights, parameter_count
 from exporter.errors import CheckpointError
 from exporter.support import support_matrix
 

@@ -14,8 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from exporter.decoder.cache import CacheSettings, cache_layout
 from exporter.decoder.forward import decode_chunk
 from exporter.decoder.rotary import attention_factor, cosine_sine, inverse_frequencies
-from exporter.decoder.spec import EMBEDDING, RotaryScaling, RotaryScalingKind, RotarySpec
+from exporter.decoder.spec import RotaryScaling, RotaryScalingKind, RotarySpec
 from exporter.decoder.torch_ops import TorchOps
+from exporter.decoder.weight_names import EMBEDDING
 
 LINEAR, LLAMA3, YARN = RotaryScalingKind.LINEAR, RotaryScalingKind.LLAMA3, RotaryScalingKind.YARN
 CASES = {

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.family import find_family
 from exporter.checkpoint.tensors import INDEX_FILE, SINGLE_FILE
-from exporter.decoder.spec import DecoderSpec, WeightKind, decoder_weights
+from exporter.decoder.spec import DecoderSpec
+from exporter.decoder.weight_names import WeightKind, decoder_weights
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 VOCAB_SIZE = 264

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.decoder.spec import WeightKind, decoder_weights
+from exporter.decoder.weight_names import WeightKind, decoder_weights
 from exporter.errors import GateFailed
 from exporter.quantize.formats import CODES_PER_LANE
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 
 from exporter.decoder.eager_ops import activate, capped, normalize
-from exporter.decoder.spec import Activation, NormSpec, same_input
+from exporter.decoder.spec import Activation, NormSpec
+from exporter.decoder.weight_names import same_input
 from exporter.quantize.int4 import QuantizedMatrix
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.constants import Constants

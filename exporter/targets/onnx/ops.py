@@ -16,16 +16,8 @@ import torch
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.recurrence import CausalConvolution, SelectiveScan, StateSpaceDual
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
-from exporter.decoder.spec import (
-    Activation,
-    AttentionSpec,
-    DecoderSpec,
-    ExpertsSpec,
-    NormSpec,
-    RotarySpec,
-    same_input,
-    sinks_name,
-)
+from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, ExpertsSpec, NormSpec, RotarySpec
+from exporter.decoder.weight_names import same_input, sinks_name
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.formats import KvFormat
 from exporter.quantize.kv_codec import LayerKvConstants

@@ -21,7 +21,8 @@ from exporter.child import Emit
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.forward import decode_chunk
 from exporter.decoder.rotary import inverse_frequencies
-from exporter.decoder.spec import EMBEDDING, rotary_settings
+from exporter.decoder.spec import rotary_settings
+from exporter.decoder.weight_names import EMBEDDING
 from exporter.errors import GateFailed
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.targets.base import Delegation, LowerOutcome

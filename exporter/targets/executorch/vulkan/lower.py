@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.child import Emit
-from exporter.decoder.spec import DecoderSpec, WeightKind, decoder_weights
+from exporter.decoder.spec import DecoderSpec
+from exporter.decoder.weight_names import WeightKind, decoder_weights
 from exporter.errors import GateFailed
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.targets.base import Delegation, LowerOutcome

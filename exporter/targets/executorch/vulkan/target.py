@@ -7,7 +7,8 @@ import importlib.util
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
-from exporter.decoder.spec import HEAD, DecoderSpec, WeightKind, decoder_weights
+from exporter.decoder.spec import DecoderSpec
+from exporter.decoder.weight_names import HEAD, WeightKind, decoder_weights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage

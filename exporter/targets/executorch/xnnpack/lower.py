@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from exporter.child import Emit
-from exporter.decoder.spec import EMBEDDING, DecoderSpec, WeightKind, decoder_weights, is_routed_matrix, same_input
+from exporter.decoder.spec import DecoderSpec
+from exporter.decoder.weight_names import EMBEDDING, WeightKind, decoder_weights, is_routed_matrix, same_input
 from exporter.errors import GateFailed
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized
 from exporter.recipe import ExecutorchSection

@@ -7,7 +7,8 @@ import importlib.util
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
-from exporter.decoder.spec import Activation, DecoderSpec, ExpertsSpec, WeightKind, decoder_weights
+from exporter.decoder.spec import Activation, DecoderSpec, ExpertsSpec
+from exporter.decoder.weight_names import WeightKind, decoder_weights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import OperatorSet, Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
