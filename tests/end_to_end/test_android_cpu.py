@@ -54,6 +54,7 @@ def test_verify_catches_one_changed_byte(slm_export: SlmExport, exported: Path, 
     assert name in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_profile_says_where_the_time_of_a_token_goes(slm_export: SlmExport, exported: Path) -> None:
     found = json.loads(
         slm_export.succeed("profile", str(exported), "--position", "70", "--tokens", "5", "--json").stdout

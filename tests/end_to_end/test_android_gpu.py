@@ -56,6 +56,7 @@ def test_one_delegate_takes_everything_and_codes_of_the_tied_table_are_stored_on
     assert report["kv_cache"]["slots_per_layer"] == [512] * 6
 
 
+@pytest.mark.slow
 def test_verify_repeats_the_figures_and_what_would_need_a_runtime_is_refused(
     slm_export: SlmExport, exported: Path, report: dict
 ) -> None:

@@ -98,6 +98,7 @@ def test_existing_output_is_refused_before_any_work(slm_export: SlmExport, expor
     assert (exported / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_exports_are_byte_identical_but_for_times(slm_export: SlmExport, exported: Path, tmp_path: Path) -> None:
     """With a cache of its own, so that nothing is resumed. Verification is cut short: it changes no artifact byte."""
     other = tmp_path / "again"
