@@ -31,7 +31,7 @@ from exporter.manifest import exported_recipe, read_manifest
 from exporter.runtime.driver import open_driver
 from exporter.stages import VERIFICATION_FOLDER
 from exporter.targets.base import Target, find_target
-from exporter.verify.verification import EvaluationSet
+from exporter.verify.evaluation import EvaluationSet
 
 TIME_LIMIT_S = 120.0
 LARGEST_DIFFERENCE = 0.05

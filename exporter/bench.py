@@ -22,8 +22,8 @@ from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quanti
 from exporter.report.html import write_html
 from exporter.report.latency import TokenCheck, latency_section
 from exporter.targets.base import VERIFICATION_FOLDER, Obtained, Target, find_target
+from exporter.verify.evaluation import EvaluationSet
 from exporter.verify.greedy import GreedyReference, clear_reference, near_ties_followed
-from exporter.verify.verification import EvaluationSet
 
 DEFAULT_PROMPTS = (32, 256)
 MEMORY_PROBE_BYTES = 256_000_000

@@ -38,9 +38,10 @@ def example_report() -> dict[str, Any]:
     from exporter.report.build import build_report, export_section, parity_section, quality_section
     from exporter.report.latency import TokenCheck, latency_section
     from exporter.targets.base import Delegation, LowerOutcome, find_target
+    from exporter.verify.evaluation import EvaluationSet
     from exporter.verify.gates import Gate
     from exporter.verify.parity import ParityFigures
-    from exporter.verify.verification import EvaluationSet, VerificationResult
+    from exporter.verify.verification import VerificationResult
 
     def zeros(kind: Any, **given: Any) -> Any:
         return kind(**{field.name: given.get(field.name, 0) for field in dataclasses.fields(kind)})
