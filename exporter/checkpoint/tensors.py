@@ -39,7 +39,10 @@ class TensorFolder:
         if scales is None:
             return self._stored_shape(name)
         if scales not in self:
-            raise CheckpointError(f"{self.folder}: tensor {scales} is missing beside {name}", "copy all shards")
+            raise CheckpointError(
+                f"{self.folder}: tensor {scales} is missing beside {name}",
+                f"copy all shards, or rename {name} to {name.removesuffix(mxfp4.BLOCKS)} if it holds floats",
+            )
         shapes = self._stored_shape(name), self._stored_shape(scales)
         unpacked = mxfp4.unpacked_shape(*shapes)
         if unpacked is None:
