@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from exporter.cli_bench import DeviceOption, RunnerOption, bench_command
 from exporter.cli_profile import profile_command
 from exporter.errors import ExitCode, SlmExportError, UsageError
 
@@ -26,14 +27,6 @@ ModelOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe value: section.field=value.", metavar="KEY=VALUE")
-]
-DeviceOption = Annotated[
-    list[str] | None,
-    typer.Option("--device", "-d", help="Measure on KIND or KIND:NAME; see slm-export devices.", metavar="KIND"),
-]
-RunnerOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Folder of a C++ runner, for devices without Python; DEVICE=FOLDER for one.", metavar="FOLDER"),
 ]
 TextOnlyOption = Annotated[
     bool, typer.Option("--text-only", help="Of a checkpoint with image or sound towers, take the text decoder.")
@@ -206,49 +199,7 @@ def generate_command(
     sys.stdout.write("\n")
 
 
-@app.command("bench")
-def bench_command(
-    folder: Annotated[Path, typer.Argument(help="Output folder of an export.")],
-    device: DeviceOption = None,
-    prompt_tokens: Annotated[
-        list[int] | None, typer.Option(min=1, help="Length of a prompt; default: 32 and 256, or what fits.")
-    ] = None,
-    generate: Annotated[int, typer.Option(min=2, help="Tokens to generate after each prompt.")] = 64,
-    repetitions: Annotated[int, typer.Option(min=1, help="Timed runs of each prompt.")] = 5,
-    warm_up: Annotated[int, typer.Option(min=0, help="Runs of each prompt before those that count.")] = 1,
-    runner: RunnerOption = None,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that one device may take.")] = 600.0,
-    accept_near_ties: Annotated[
-        bool, typer.Option("--accept-near-ties", help="Let a token differ where the oracle sees a near-tie.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure an export on devices: time to first token, time per token, memory, and what they depend on."""
-    from exporter.bench import BenchRequest, bench
-    from exporter.progress import StageDisplay
-    from exporter.report.latency import latency_lines
-
-    lengths = tuple(prompt_tokens or ())
-    request = BenchRequest(
-        folder,
-        tuple(device or ("local",)),
-        lengths,
-        generate,
-        warm_up,
-        repetitions,
-        tuple(runner or ()),
-        time_limit,
-        accept_near_ties,
-    )
-    sections = bench(request, StageDisplay(Console(stderr=as_json), quiet=as_json))
-    if as_json:
-        typer.echo(json.dumps(sections))
-        return
-    for section in sections:
-        for line in latency_lines(section):
-            typer.echo(line)
-
-
+app.command("bench")(bench_command)
 app.command("profile")(profile_command)
 
 
