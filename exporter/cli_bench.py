@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from exporter.errors import UsageError
+
+if TYPE_CHECKING:  # torch is imported by the command itself
+    from exporter.bench import BenchRequest
+    from exporter.progress import StageDisplay
 
 DeviceOption = Annotated[
     list[str] | None,
@@ -66,7 +70,7 @@ def bench_command(
 
 
 def _measure(
-    request: Any, parser: str | None, arguments: str | None, display: Any
+    request: BenchRequest, parser: str | None, arguments: str | None, display: StageDisplay
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Sections, and their lines for a terminal."""
     from exporter.bench import bench

@@ -20,7 +20,7 @@ from exporter.progress import StageDisplay
 from exporter.report.official import official_section
 from exporter.stage_cache import StageCache, cache_root, content_key
 from exporter.targets.base import VERIFICATION_FOLDER
-from exporter.verify.verification import EvaluationSet
+from exporter.verify.evaluation import EvaluationSet
 
 
 @dataclass(frozen=True)
