@@ -51,7 +51,8 @@ class Countdown:
         return self._prefer(token_ids[-1] + 1)
 
     def prefill(self, token_ids: list[int]) -> np.ndarray:
-        raise NotImplementedError
+        self.calls.append("prefill")
+        return np.stack([self._prefer(token_id + 1) for token_id in token_ids])
 
     def decode(self, token_id: int) -> np.ndarray:
         self.calls.append("decode")
