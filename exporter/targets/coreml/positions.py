@@ -55,6 +55,14 @@ class Positions:
             graph.shared[name] = graph.cast(real, self.layout.between)
         return graph.shared[name]
 
+    def continues(self) -> Value:
+        """[1]: 0 where a conversation begins, else 1."""
+        graph, name = self.graph, "continues"
+        if name not in graph.shared:
+            later = graph.node("greater", x=self.first, y=np.int32(0))
+            graph.shared[name] = graph.cast(later, self.layout.between)
+        return graph.shared[name]
+
     def first_slot(self, ring: LayerCache) -> Value:
         """int32 [1]: slot of the first token, in a cache without sinks. The others follow it."""
         if ring not in self._slots:

@@ -30,7 +30,7 @@ class RecurrenceWriter:
         name, axis = f"layers.{layer}.recurrence.convolution", layout.token_axis
         weight, held = self.stored.vector(name)[:, 0], self._held(layer, convolution.state)
         value = graph.cast(value, layout.between)
-        past = graph.cast(self._read(held.name), layout.between)
+        past = self._continued(graph.cast(self._read(held.name), layout.between))
         if layout.channels_first:
             past = graph.node("transpose", x=past, perm=[0, 3, 2, 1])
         window = graph.node("concat", f"{name}.window", values=[past, value], axis=axis)
@@ -138,6 +138,10 @@ class RecurrenceWriter:
     def _held(self, layer: int, state: StateSpec) -> HeldState:
         return HeldState.of(layer, state, self.layout.channels_first)
 
+    def _continued(self, past: Value) -> Value:
+        """Zeros where a conversation begins: not every host can have a new state for it."""
+        return self.graph.binary("mul", past, self.positions.continues())
+
     def _read(self, name: str) -> Value:
         return self.graph.node("read_state", f"{name}_past", input=self.graph.input(name))
 
@@ -151,7 +155,7 @@ class RecurrenceWriter:
         assert held.fine is not None
         graph = self.graph
         coarse, fine = (graph.cast(self._read(name), "fp32") for name in held.names)
-        return graph.binary("add", coarse, graph.binary("mul", fine, 1 / FINE_SCALE))
+        return self._continued(graph.binary("add", coarse, graph.binary("mul", fine, 1 / FINE_SCALE)))
 
     def _write_sums(self, held: HeldState, value: Value) -> None:
         """What the first state leaves over is taken from what it holds, not from a cast: a compiler may drop a cast to fp16 and back."""

@@ -7,7 +7,7 @@ import importlib.util
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
-from exporter.decoder.recurrence import StateSpec
+from exporter.decoder.recurrence import SelectiveScan, StateSpaceDual, StateSpec
 from exporter.decoder.spec import DecoderSpec
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import Recipe
@@ -51,6 +51,8 @@ class CoreMlTarget:
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         cache = recipe.kv_cache
         found = [*expert_refusals(spec, "Core ML")]
+        if self.profile.channels_first:
+            found += _slow_sum_refusals(spec)
         if recipe.weights.scale_format is ScaleFormat.BF16:
             found.append(
                 Refusal(
@@ -93,6 +95,18 @@ class CoreMlTarget:
         log = request.logs / "lower.log"
         result = run_child("exporter.targets.coreml.lower:lower_in_child", arguments, log, LOWER_TIME_LIMIT_S)
         return TypeAdapter(LowerOutcome).validate_python(result)
+
+
+def _slow_sum_refusals(spec: DecoderSpec) -> list[Refusal]:
+    """Measured: random numbers summed up with such a decay, every result rounded to fp16, against float32."""
+    layers = [layer for layer in spec.layers if isinstance(layer.recurrence, SelectiveScan | StateSpaceDual)]
+    if not layers:
+        return []
+    reason = (
+        f"{len(layers)} layers sum up states, and the Neural Engine computes in fp16: sums that fade by a thousandth a token are off by "
+        "a tenth after 2048 tokens"
+    )
+    return [Refusal(reason, "a recipe for GPU and CPU, such as ios")]
 
 
 TARGETS.add("coreml-gpu", CoreMlTarget(Profile.GPU))
