@@ -16,6 +16,8 @@ from exporter.targets.coreml.positions import Positions
 from exporter.targets.coreml.recurrent_state import FINE_SCALE, HeldState
 from exporter.targets.coreml.weights import StoredWeights
 
+LARGEST_HALF = 65504.0
+
 
 class RecurrenceWriter:
     """Writes recurrences into one function of S tokens a call. Values are [1, S, n], or [1, n, 1, S] in a convolution of channels first."""
@@ -158,9 +160,11 @@ class RecurrenceWriter:
         return self._continued(graph.binary("add", coarse, graph.binary("mul", fine, 1 / FINE_SCALE)))
 
     def _write_sums(self, held: HeldState, value: Value) -> None:
-        """What the first state leaves over is taken from what it holds, not from a cast: a compiler may drop a cast to fp16 and back."""
+        """What the first state leaves over is taken from what it holds, not from a cast: a compiler may drop a cast to fp16 and back.
+        A sum beyond the range of fp16 stays at its end: an infinite one would never leave the state again."""
         assert held.fine is not None
         graph = self.graph
+        value = graph.node("clip", x=value, alpha=np.float32(-LARGEST_HALF), beta=np.float32(LARGEST_HALF))
         coarse = graph.cast(self._write(held.name, value), "fp32")
         self._write(held.fine, graph.binary("mul", graph.binary("sub", value, coarse), FINE_SCALE))
 

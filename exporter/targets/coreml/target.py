@@ -99,12 +99,11 @@ class CoreMlTarget:
 
 def _slow_sum_refusals(spec: DecoderSpec) -> list[Refusal]:
     """Measured: random numbers summed up with such a decay, every result rounded to fp16, against float32."""
-    layers = [layer for layer in spec.layers if isinstance(layer.recurrence, SelectiveScan | StateSpaceDual)]
-    if not layers:
+    if not any(isinstance(layer.recurrence, SelectiveScan | StateSpaceDual) for layer in spec.layers):
         return []
     reason = (
-        f"{len(layers)} layers sum up states, and the Neural Engine computes in fp16: sums that fade by a thousandth a token are off by "
-        "a tenth after 2048 tokens"
+        "recurrent layers sum up states, and the Neural Engine computes in fp16: sums that fade by a thousandth a token are off by a "
+        "tenth after 2048 tokens"
     )
     return [Refusal(reason, "a recipe for GPU and CPU, such as ios")]
 
