@@ -170,7 +170,7 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
     matrices, tables = _weight_bytes(spec, settings)
     vectors = 4 * sum(weight.count for weight in decoder_weights(spec) if weight.kind is WeightKind.VECTOR)
     per_layer = tuple(layer.slots * _token_bytes(spec, index, kv_format) for index, layer in enumerate(layout))
-    states = tuple(sum(state.bytes for state in layer.states) for layer in spec.layers)
+    states = tuple(sum(target.state_bytes(state) for state in layer.states) for layer in spec.layers)
     head_bytes = tables[head_name(spec)]
     stored = matrices + vectors + sum(tables.values()) + (0 if tied.stored_once else tied.extra_bytes)
     read = matrices + vectors + head_bytes + sum(per_layer) + sum(states) - _unread_bytes(spec, settings)

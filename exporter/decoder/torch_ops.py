@@ -106,12 +106,13 @@ class TorchOps(EagerOps):
             self.caches[index] = TorchLayerCache(self.layout[index], key, None if layer.attention.latent else value)
 
     def stored_cache(self) -> dict[str, np.ndarray]:
-        """`TorchLayerCache.stored` of every layer, as `layers.I.NAME`."""
-        return {
+        """`TorchLayerCache.stored` of every layer, and its states in the shapes of `StateSpec`: as `layers.I.NAME`."""
+        parts = {
             f"layers.{index}.{name}": part
             for index, cache in self.caches.items()
             for name, part in cache.stored().items()
         }
+        return parts | {f"layers.{index}.{name}": state[0].numpy() for (index, name), state in self.states.items()}
 
     def embedding(self, token_ids: torch.Tensor, table: str) -> torch.Tensor:
         self._chunk = (sum(self._chunk), token_ids.shape[0])

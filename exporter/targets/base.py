@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from exporter.decoder.recurrence import StateSpec
 from exporter.decoder.spec import DecoderSpec
 from exporter.quantize.formats import KvFormat, ScaleFormat
 from exporter.recipe import Recipe
@@ -102,6 +103,9 @@ class Target(Protocol):
 
     def slot_multiple(self, recipe: Recipe) -> int:
         """Cache slots are rounded up to this multiple, or to the whole context where that is smaller."""
+
+    def state_bytes(self, state: StateSpec) -> int:
+        """Bytes of one state of a recurrent layer as the artifact holds it."""
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         """Everything that stands in the way, found without reading a weight."""

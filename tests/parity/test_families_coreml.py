@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,22 @@ from exporter.recipe import load_recipe
 from exporter.targets.base import find_target
 from exporter.targets.coreml.profile import Profile
 
-REFUSED = {*EXPERT_CASES, *RECURRENT_CASES}
 RECIPES = {Profile.GPU: "ios", Profile.NEURAL_ENGINE: "ios-ane"}
+REFUSED = {
+    Profile.GPU: {*EXPERT_CASES, "jamba"},
+    Profile.NEURAL_ENGINE: {*EXPERT_CASES, *RECURRENT_CASES} - {"lfm2"},
+}
+QUICK = ("lfm2", "mamba", "mamba2")
+"""One case for each recurrent mixer."""
 
 
-@pytest.fixture(scope="module", params=FULLEST.values(), ids=FULLEST)
+def cases() -> Iterator[object]:
+    for family, case in FULLEST.items():
+        slow = case in RECURRENT_CASES and case not in QUICK
+        yield pytest.param(case, id=family, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.fixture(scope="module", params=cases())
 def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, QuantizedDecoder]:
     """A case with its decoder, which both profiles share."""
     with torch.no_grad():
@@ -42,7 +54,15 @@ def test_a_family_is_refused_or_its_package_equals_the_oracle(
     case, decoder = quantized
     recipe = load_recipe(RECIPES[profile])
     refusals = find_target(recipe.target.kind).refusals(decoder.spec, recipe)
-    assert bool(refusals) == (case in REFUSED)
+    assert bool(refusals) == (case in REFUSED[profile])
     if refusals:
         return
     require_parity(lower_coreml(decoder, profile, tmp_path), tmp_path, largest_kl=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*(case for case in RECURRENT_CASES if case not in FULLEST.values())])
+def test_other_settings_of_recurrent_families_equal_the_oracle(case: str, tmp_path: Path) -> None:
+    decoder = quantized_case(CASES[case], tmp_path, KvFormat(16, KvScaling.NONE), ScaleFormat.FP16)
+    require_parity(lower_coreml(decoder, Profile.GPU, tmp_path), tmp_path, largest_kl=1e-3)

@@ -5,6 +5,7 @@ Jamba v0.1 is what transformers' configuration defaults state.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -104,7 +105,7 @@ def test_what_the_largest_state_costs_is_said_in_bytes() -> None:
     assert planned("mamba", load_recipe("onnx-cpu")).state_bytes_total == 24_903_680
 
 
-@pytest.mark.parametrize("recipe", ["android-cpu", "android-npu", "ios", "ios-ane"])
+@pytest.mark.parametrize("recipe", ["android-cpu", "android-npu"])
 @pytest.mark.parametrize("family", TABLE)
 def test_other_targets_refuse_states_with_the_reason(family: str, recipe: str) -> None:
     chosen = load_recipe(recipe)
@@ -112,3 +113,26 @@ def test_other_targets_refuse_states_with_the_reason(family: str, recipe: str) -
     reasons = [str(refusal) for refusal in find_target(chosen.target.kind).refusals(spec, chosen)]
     assert any("recurrent layers carry float32 states from call to call" in reason for reason in reasons)
     assert all("onnx-cpu" in reason for reason in reasons if "recurrent" in reason)
+
+
+@pytest.mark.parametrize("family", TABLE)
+def test_core_ml_holds_inputs_of_convolutions_in_two_bytes_and_sums_in_four(family: str) -> None:
+    """Every family's convolutions have taps - 1 = 3 inputs of each channel, LFM2's 2; what else a state holds are sums."""
+    float32, halves = (planned(family, load_recipe(recipe)) for recipe in ("onnx-cpu", "ios"))
+    spec = all_families().get(family).published_spec()
+    inputs = sum(math.prod(layer.recurrence.convolution.state.shape) for layer in spec.layers if layer.recurrence)
+    assert halves.state_bytes_total == float32.state_bytes_total - 2 * inputs
+    assert inputs > 0
+
+
+@pytest.mark.parametrize("family", TABLE)
+def test_the_neural_engine_takes_convolutions_and_refuses_sums(family: str) -> None:
+    recipe = load_recipe("ios-ane")
+    target, spec = find_target(recipe.target.kind), all_families().get(family).published_spec()
+    reasons = [str(refusal) for refusal in target.refusals(spec, recipe)]
+    if family == "lfm2":
+        assert reasons == []
+        return
+    (reason,) = reasons
+    assert "sum up states" in reason
+    assert "such as ios" in reason

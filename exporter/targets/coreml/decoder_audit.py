@@ -4,10 +4,12 @@ twice, without a word; so what was saved is counted and compared with what the d
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.decoder.weight_names import WeightKind, decoder_weights
+from exporter.decoder.spec import DecoderSpec
+from exporter.decoder.weight_names import WeightKind, decoder_weights, shared_weights
 from exporter.errors import GateFailed
 from exporter.quantize.formats import CODES_PER_LANE
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
@@ -22,6 +24,7 @@ from exporter.targets.coreml.audit import (
 )
 from exporter.targets.coreml.interpreter.package import Package
 from exporter.targets.coreml.interpreter.program import Function
+from exporter.targets.coreml.recurrent_state import is_recurrent
 
 PRODUCTS = ("linear", "conv")
 SMALLEST_MATRIX_BYTES = 1024
@@ -42,9 +45,10 @@ class CoreMlFigures:
 
 @dataclass(frozen=True)
 class StateFigures:
-    """The cache as the package declares it."""
+    """Cache and recurrent states as the package declares them."""
 
-    bytes: int
+    cache_bytes: int
+    recurrent_bytes: int
     slots_per_layer: tuple[int, ...]
 
 
@@ -74,11 +78,15 @@ def audit_decoder(path: Path, decoder: QuantizedDecoder) -> tuple[CoreMlFigures,
         twice,
     )
     slots = tuple(_slots(first, index, decoder) for index in range(len(decoder.spec.layers)))
-    return figures, StateFigures(sum(kind.bytes for kind in first.states.values()), slots)
+    parts = Counter[bool]()
+    for name, kind in first.states.items():
+        parts[is_recurrent(name)] += kind.bytes
+    return figures, StateFigures(parts[False], parts[True], slots)
 
 
 def function_problems(function: Function, decoder: QuantizedDecoder) -> list[str]:
-    """Every state is written once and never used after it is out of date; every matrix multiplies once and is compressed."""
+    """Every state is written once and never used after it is out of date; every matrix is compressed, and multiplies once, or once for
+    each layer that shares it."""
     problems = []
     wrong = [name for name, count in state_writes(function).items() if count != 1]
     if wrong:
@@ -91,8 +99,9 @@ def function_problems(function: Function, decoder: QuantizedDecoder) -> list[str
     tables = sum(weight.kind is WeightKind.TABLE for weight in weights)
     histogram = operator_histogram(function)
     products = sum(histogram.get(name, 0) for name in PRODUCTS)
-    if products != matrices + 1:
-        problems.append(f"{function.name} has {products} products with matrices, the decoder {matrices + 1}")
+    wanted = product_count(decoder.spec)
+    if products != wanted:
+        problems.append(f"{function.name} has {products} products with matrices, the decoder {wanted}")
     compressed = compressed_constants(function)
     if len(compressed) != matrices + tables:
         problems.append(f"{function.name} compresses {len(compressed)} constants, the decoder {matrices + tables}")
@@ -102,6 +111,18 @@ def function_problems(function: Function, decoder: QuantizedDecoder) -> list[str
     return problems
 
 
+def product_count(spec: DecoderSpec) -> int:
+    """Products with matrices in a call, the logits among them. The weights of a shared block are listed once, for its first layer."""
+    uses, listed = list(decoder_weights(spec)), set[int]()
+    for layer in spec.layers:
+        if layer.shared is None:
+            continue
+        if layer.shared.number in listed:
+            uses += shared_weights(layer, layer.shared, spec.hidden_size)
+        listed.add(layer.shared.number)
+    return 1 + sum(weight.kind is WeightKind.MATRIX for weight in uses)
+
+
 def duplicate_matrix_bytes(found: list[Blob]) -> int:
     """Bytes of codes and palettes that another blob has already."""
     matrices = [blob for blob in found if blob.dtype.bits <= 8 and blob.bytes >= SMALLEST_MATRIX_BYTES]
@@ -109,8 +130,10 @@ def duplicate_matrix_bytes(found: list[Blob]) -> int:
 
 
 def _slots(function: Function, layer: int, decoder: QuantizedDecoder) -> int:
-    """Slots of a layer as the state of its keys has them: numbers over numbers per slot."""
-    attention = decoder.spec.layers[layer].heads
+    """Slots of a layer as the state of its keys has them: numbers over numbers per slot. None without attention."""
+    attention = decoder.spec.layers[layer].attention
+    if attention is None:
+        return 0
     shape = function.states[f"layers_{layer}_keys"].shape
     width = attention.head_dim
     if decoder.kv_format.half_lanes:

@@ -56,19 +56,21 @@ def state_parts(
 def state_shapes(
     spec: DecoderSpec, layers: Sequence[LayerCache], kv_format: KvFormat, layout: Layout
 ) -> dict[str, tuple[int, ...]]:
-    """Every state of a package, by name."""
+    """Every state of the caches of a package, by name."""
     return {
         part.name: part.shape(layout)
         for index, layer in enumerate(spec.layers)
+        if layer.attention is not None
         for side in SIDES
-        for part in state_parts(index, side, layer.heads, layers[index], kv_format)
+        for part in state_parts(index, side, layer.attention, layers[index], kv_format)
     }
 
 
 class SlotWriter:
     """Puts new vectors into a state. In rows a chunk is one slice, which Core ML updates in place; chunks start at multiples of their
-    length and rings are multiples of it, so none wraps. Behind sinks rings do wrap anywhere, and the Neural Engine has no slices that
-    move: there every slot is blended from what it held and what a one-hot choice of the new vectors gives it."""
+    length and rings are multiples of it, so none wraps. Behind sinks rings do wrap anywhere, chunks start anywhere beside recurrent
+    layers, and the Neural Engine has no slices that move: there every slot is blended from what it held and what a one-hot choice of
+    the new vectors gives it."""
 
     def __init__(self, graph: FunctionGraph, layout: Layout, positions: Positions) -> None:
         self.graph, self.layout, self.positions = graph, layout, positions
@@ -83,7 +85,7 @@ class SlotWriter:
         past = graph.node("read_state", f"{part.name}_past", input=state)
         if layout.channels_first:
             updated = self._blended_channels(part, past, new, ring)
-        elif ring.sinks:
+        elif ring.sinks or self.positions.length is not None:
             updated = self._blended_rows(past, new, ring)
         else:
             updated = self._sliced(part, past, new, ring)

@@ -33,6 +33,11 @@ class Layout:
         return 1 if self.channels_first else 2
 
     @property
+    def token_axis(self) -> int:
+        """Axis of the tokens of hidden states."""
+        return 3 if self.channels_first else 1
+
+    @property
     def head_channel_axis(self) -> int:
         """Axis of a head's channels, [1, S, heads, Hd] or [1, heads, Hd, S]."""
         return 2 if self.channels_first else 3

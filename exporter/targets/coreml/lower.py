@@ -20,6 +20,7 @@ from exporter.targets.coreml.layout import CHANNELS_FIRST, ROWS
 from exporter.targets.coreml.names import (
     DECODE,
     HOST_FILE,
+    LENGTH,
     PACKAGE,
     PACKAGE_FILES,
     POSITION,
@@ -31,6 +32,7 @@ from exporter.targets.coreml.ops import MilOps, Tensor
 from exporter.targets.coreml.package import SPECIFICATION_VERSION, save_package
 from exporter.targets.coreml.positions import Positions
 from exporter.targets.coreml.profile import Profile
+from exporter.targets.coreml.recurrent_state import held_shapes
 from exporter.targets.coreml.rounding import rounded_to_half
 from exporter.targets.coreml.weights import StoredWeights
 
@@ -73,12 +75,17 @@ def build_program(decoder: QuantizedDecoder, profile: Profile, functions: dict[s
     layout = CHANNELS_FIRST if profile.channels_first else ROWS
     stored, program = StoredWeights(decoder.weights, layout), Program()
     states = state_shapes(decoder.spec, decoder.layout, decoder.kv_format, layout)
+    states |= held_shapes(decoder.spec, layout.channels_first)
     codecs = tuple(CacheCodec(decoder.kv_format, constants) for constants in decoder.kv_constants)
-    rows = -(-decoder.context // decoder.chunk) * decoder.chunk
+    recurrent = any(layer.states for layer in decoder.spec.layers)
+    rows = (-(-decoder.context // decoder.chunk) + recurrent) * decoder.chunk  # padding of a chunk that starts anywhere
     for name, tokens in functions.items():
         inputs = {TOKENS: (1, tokens), POSITION: (1,)}
+        if recurrent and tokens > 1:
+            inputs[LENGTH] = (1,)
         with FunctionGraph(program, name, inputs, states) as graph:
-            positions = Positions(graph, layout, graph.input(POSITION), tokens, rows)
+            length = graph.input(LENGTH) if LENGTH in inputs else None
+            positions = Positions(graph, layout, graph.input(POSITION), tokens, rows, length)
             ops = MilOps(graph, decoder.spec, stored, decoder.layout, codecs, positions)
             ops.finish(decode_chunk(ops, decoder.spec, Tensor(graph.input(TOKENS))))
     return program
@@ -91,8 +98,9 @@ def outcome(decoder: QuantizedDecoder, package: Path) -> LowerOutcome:
         shipped_files=(HOST_FILE, *(f"{PACKAGE}/{name}" for name in PACKAGE_FILES)),
         weight_bytes=(package / WEIGHTS_IN_PACKAGE).stat().st_size,
         delegation=None,
-        kv_bytes_total=states.bytes,
+        kv_bytes_total=states.cache_bytes,
         slots_per_layer=states.slots_per_layer,
+        state_bytes_total=states.recurrent_bytes,
         notes=asdict(figures),
         requirements={
             "minimum_deployment_target": {"ios": "18.0", "macos": "15.0"},

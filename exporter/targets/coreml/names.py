@@ -5,7 +5,7 @@ MODEL_IN_PACKAGE, WEIGHTS_IN_PACKAGE = "Data/com.apple.CoreML/model.mlmodel", "D
 PACKAGE_FILES = ("Manifest.json", MODEL_IN_PACKAGE, WEIGHTS_IN_PACKAGE)
 
 PREFILL, DECODE = "prefill", "decode"
-TOKENS, POSITION, LOGITS = "input_ids", "position", "logits"
+TOKENS, POSITION, LENGTH, LOGITS = "input_ids", "position", "length", "logits"
 
 
 def label(name: str) -> str:

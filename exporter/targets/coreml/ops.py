@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from exporter.decoder.cache import LayerCache
+from exporter.decoder.recurrence import CausalConvolution, SelectiveScan, StateSpaceDual
 from exporter.decoder.spec import Activation, AttentionSpec, DecoderSpec, NormSpec, RotarySpec
 from exporter.targets.coreml.attention import CachedAttention
 from exporter.targets.coreml.graph import FunctionGraph, Value
@@ -15,8 +17,9 @@ from exporter.targets.coreml.kv_state import CacheCodec, SlotWriter
 from exporter.targets.coreml.layout import Layout
 from exporter.targets.coreml.names import LOGITS, label
 from exporter.targets.coreml.positions import Positions
+from exporter.targets.coreml.recurrence import RecurrenceWriter
 from exporter.targets.coreml.weights import StoredWeights
-from exporter.targets.limits import WithoutExperts, WithoutLatents, WithoutRecurrence
+from exporter.targets.limits import WithoutExperts, WithoutLatents
 
 SMALLEST_MAGNITUDE = 2.0**-14
 """Least divisor of a norm in fp16 arithmetic: the smallest number that hardware without subnormals has."""
@@ -37,7 +40,7 @@ class Tensor:
     heads: int = 0
 
 
-class MilOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
+class MilOps(WithoutExperts, WithoutLatents):
     """Writes one function; see `decoder.ops.Ops`."""
 
     def __init__(
@@ -53,6 +56,7 @@ class MilOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
         self.layout: Layout = stored.layout
         self.places, self.tokens = positions, positions.tokens
         self.writer = SlotWriter(graph, self.layout, positions)
+        self._recurrence = RecurrenceWriter(graph, stored, positions)
 
     def embedding(self, token_ids: Tensor, table: str) -> Tensor:
         graph, stored = self.graph, self.stored.matrix(self.graph, table)
@@ -75,8 +79,8 @@ class MilOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
         return Tensor(self._product(value.value, matrix, matrix, f"{matrix}.bias" if bias else None))
 
     def rms_norm(self, value: Tensor, gain: str, norm: NormSpec) -> Tensor:
-        rows = self.graph.cast(value.value, self.layout.between)
-        normed = self._unit_rows(rows, self._channel_axis(value), norm.eps)
+        rows, axis = self.graph.cast(value.value, self.layout.between), self._channel_axis(value)
+        normed = self._unit_groups(rows, norm) if norm.groups > 1 else self._unit_rows(rows, axis, norm.eps)
         stored = self._per_channel(gain, value)
         return Tensor(self.graph.node("mul", f"{gain}.normed", x=normed, y=stored), value.heads)
 
@@ -89,6 +93,16 @@ class MilOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
         if norm.bias:
             scaled = graph.binary("add", scaled, self._per_channel(f"{gain}.bias", value))
         return Tensor(scaled, value.heads)
+
+    def split(self, value: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        axis, ends = self.layout.channel_axis, itertools.accumulate(sizes)
+        return tuple(
+            Tensor(self.graph.slice(value.value, axis, end - size, end)) for size, end in zip(sizes, ends, strict=True)
+        )
+
+    def join(self, left: Tensor, right: Tensor) -> Tensor:
+        parts = [self.graph.cast(part.value, self.layout.between) for part in (left, right)]
+        return Tensor(self.graph.node("concat", values=parts, axis=self.layout.channel_axis))
 
     def split_heads(self, value: Tensor, heads: int) -> Tensor:
         width = value.value.shape[self.layout.channel_axis] // heads
@@ -112,6 +126,21 @@ class MilOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
         block = CachedAttention(self.graph, self.layout, self.places, self.writer, layer, attention)
         return Tensor(block.run(self.layers[layer], self.codecs[layer], query.value, key.value, value.value))
 
+    def causal_convolution(self, layer: int, convolution: CausalConvolution, value: Tensor) -> Tensor:
+        return Tensor(self._recurrence.convolve(layer, convolution, value.value))
+
+    def selective_scan(
+        self, layer: int, scan: SelectiveScan, value: Tensor, step: Tensor, entering: Tensor, leaving: Tensor
+    ) -> Tensor:
+        given = self._between(value, step, entering, leaving)
+        return Tensor(self._recurrence.scan(layer, scan, *given))
+
+    def state_space_dual(
+        self, layer: int, dual: StateSpaceDual, value: Tensor, step: Tensor, entering: Tensor, leaving: Tensor
+    ) -> Tensor:
+        given = self._between(value, step, entering, leaving)
+        return Tensor(self._recurrence.dual(layer, dual, *given))
+
     def activation(self, value: Tensor, kind: Activation) -> Tensor:
         settings = {}
         if kind in (Activation.GELU, Activation.GELU_TANH):
@@ -119,7 +148,10 @@ class MilOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
         return Tensor(self.graph.node(NON_LINEARITIES[kind], x=value.value, **settings))
 
     def multiply(self, left: Tensor, right: Tensor) -> Tensor:
-        return Tensor(self.graph.binary("mul", left.value, right.value))
+        factors = [left.value, right.value]
+        if left.value.dtype is not right.value.dtype:
+            factors = [self.graph.cast(factor, self.layout.between) for factor in factors]
+        return Tensor(self.graph.binary("mul", *factors))
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         graph, kind = self.graph, self.layout.between
@@ -138,6 +170,9 @@ class MilOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
             by_token = value if self.tokens == 1 else graph.node("transpose", x=value, perm=[0, 3, 2, 1])
             value = graph.node("reshape", x=by_token, shape=[1, self.tokens, self.spec.vocab_size])
         graph.output(value, LOGITS)
+
+    def _between(self, *values: Tensor) -> list[Value]:
+        return [self.graph.cast(value.value, self.layout.between) for value in values]
 
     def _channel_axis(self, value: Tensor) -> int:
         return self.layout.head_channel_axis if value.heads else self.layout.channel_axis
@@ -165,6 +200,13 @@ class MilOps(WithoutRecurrence, WithoutExperts, WithoutLatents):
             return product
         offset = graph.constant(bias, layout.per_channel(self.stored.vector(bias)))
         return graph.binary("add", graph.cast(product, layout.between), offset)
+
+    def _unit_groups(self, rows: Value, norm: NormSpec) -> Value:
+        """Each group of channels by itself."""
+        graph, layout = self.graph, self.layout
+        width = rows.shape[layout.channel_axis] // norm.groups
+        split = graph.node("reshape", x=rows, shape=layout.head_shape(self.tokens, norm.groups, width))
+        return graph.node("reshape", x=self._unit_rows(split, layout.head_channel_axis, norm.eps), shape=rows.shape)
 
     def _unit_rows(self, rows: Value, axis: int, eps: float) -> Value:
         """Divides by the root mean square. In fp16 the square of 256 overflows, so there the largest magnitude is divided out first."""

@@ -3,6 +3,9 @@
 All positions are int32. A function takes S tokens at the positions p .. p + S - 1. Tokens that pad the end of a prompt do no harm: their
 slots held positions that no later token may see (a ring has at least window + S - 1 slots), and what is written there is masked until
 it is overwritten.
+
+Beside recurrent layers a chunk must not be sent twice, since their states have moved on. There it starts anywhere, and is told how many of
+its tokens are real.
 """
 
 from __future__ import annotations
@@ -23,8 +26,18 @@ HIDDEN = 1e4
 class Positions:
     """Positions of one function's tokens, and what depends on them."""
 
-    def __init__(self, graph: FunctionGraph, layout: Layout, first: Value, tokens: int, table_rows: int) -> None:
+    def __init__(
+        self,
+        graph: FunctionGraph,
+        layout: Layout,
+        first: Value,
+        tokens: int,
+        table_rows: int,
+        length: Value | None = None,
+    ) -> None:
+        """`length` int32 [1]: how many tokens are real, where a call is told."""
         self.graph, self.layout, self.first, self.tokens, self.table_rows = graph, layout, first, tokens, table_rows
+        self.length = length
         self.all = self.graph.binary("add", first, np.arange(tokens, dtype=np.int32)) if tokens > 1 else first
         self._masks: dict[tuple[LayerCache, int], Value] = {}
         self._sloped: dict[tuple[LayerCache, tuple[float, ...]], Value] = {}
@@ -32,6 +45,23 @@ class Positions:
         self._choices: dict[LayerCache, tuple[Value, Value]] = {}
         self._slots: dict[LayerCache, Value] = {}
         self._angles: dict[RotarySpec, tuple[Value, Value]] = {}
+
+    def real(self) -> Value:
+        """[1, S, 1]: 1 where a token is real, 0 where it is padding."""
+        graph, name = self.graph, "real_tokens"
+        if name not in graph.shared:
+            places = np.arange(self.tokens, dtype=np.int32).reshape(1, -1, 1)
+            real = graph.node("less", x=places, y=self.length)
+            graph.shared[name] = graph.cast(real, self.layout.between)
+        return graph.shared[name]
+
+    def continues(self) -> Value:
+        """[1]: 0 where a conversation begins, else 1."""
+        graph, name = self.graph, "continues"
+        if name not in graph.shared:
+            later = graph.node("greater", x=self.first, y=np.int32(0))
+            graph.shared[name] = graph.cast(later, self.layout.between)
+        return graph.shared[name]
 
     def first_slot(self, ring: LayerCache) -> Value:
         """int32 [1]: slot of the first token, in a cache without sinks. The others follow it."""
@@ -123,6 +153,12 @@ class Positions:
         """Positions as int32 [S, 1]."""
         return self.graph.node("expand_dims", x=self.all, axes=[1])
 
+    def _last(self) -> Value:
+        """int32 [1]: position of the last token; of the last real one, where that is known."""
+        if self.length is None:
+            return self.graph.binary("add", self.first, self.tokens - 1)
+        return self.graph.binary("sub", self.graph.binary("add", self.first, self.length), 1)
+
     def _held_positions(self, ring: LayerCache) -> tuple[Value, Value | None]:
         """int32 [1, C]: the position that each slot holds once this call's tokens are written, and bool [1, C]: whether it holds one
         (None when every comparison with a token's position says so). The rule is that of `LayerCache.held_positions`."""
@@ -132,7 +168,7 @@ class Positions:
         if ring.window is None:
             self._held[ring] = graph.constant(f"slots_{ring.name}", slots), None
             return self._held[ring]
-        last = graph.node("expand_dims", x=graph.binary("add", self.first, self.tokens - 1), axes=[1])
+        last = graph.node("expand_dims", x=self._last(), axes=[1])
         rounds = (
             -(-ring.slots // ring.ring) * ring.ring
         )  # keeps the dividend positive: runtimes differ about the sign of a remainder

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from exporter.decoder.spec import LayerSpec, NormSpec
+from exporter.decoder.spec import AttentionSpec, LayerSpec, NormSpec
 from exporter.decoder.weights import DecoderWeights
 from exporter.quantize.kv_codec import ChannelConstants, LayerKvConstants
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
@@ -35,19 +35,22 @@ def rounded_to_half(decoder: QuantizedDecoder) -> QuantizedDecoder:
 
 
 def _layer(layer: LayerSpec) -> LayerSpec:
-    attention = layer.heads
-    slopes = None if attention.distance_slopes is None else tuple(map(_half, attention.distance_slopes))
-    cap = None if attention.score_cap is None else _half(attention.score_cap)
-    scale = _half(attention.score_scale)
-    rounded = replace(attention, score_scale=scale, score_cap=cap, distance_slopes=slopes)
     return replace(
         layer,
-        attention=replace(rounded, query_key_norm=_norm_if_any(attention.query_key_norm)),
+        attention=None if layer.attention is None else _attention(layer.attention),
         attention_norm=_norm_if_any(layer.attention_norm),
         attention_post_norm=_norm_if_any(layer.attention_post_norm),
         feed_forward_norm=_norm_if_any(layer.feed_forward_norm),
         feed_forward_post_norm=_norm_if_any(layer.feed_forward_post_norm),
     )
+
+
+def _attention(attention: AttentionSpec) -> AttentionSpec:
+    slopes = None if attention.distance_slopes is None else tuple(map(_half, attention.distance_slopes))
+    cap = None if attention.score_cap is None else _half(attention.score_cap)
+    scale = _half(attention.score_scale)
+    rounded = replace(attention, score_scale=scale, score_cap=cap, distance_slopes=slopes)
+    return replace(rounded, query_key_norm=_norm_if_any(attention.query_key_norm))
 
 
 def _norm(norm: NormSpec) -> NormSpec:

@@ -7,12 +7,14 @@ import importlib.util
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
+from exporter.decoder.recurrence import SelectiveScan, StateSpaceDual, StateSpec
 from exporter.decoder.spec import DecoderSpec
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.coreml.profile import Profile
-from exporter.targets.limits import expert_refusals, recurrence_refusals
+from exporter.targets.coreml.recurrent_state import held_bytes
+from exporter.targets.limits import expert_refusals
 
 LOWER_TIME_LIMIT_S = 3600.0
 NO_APPLE_RUNTIME = (
@@ -43,9 +45,14 @@ class CoreMlTarget:
     def slot_multiple(self, recipe: Recipe) -> int:
         return self.profile.slot_multiple(recipe.cache.chunk)
 
+    def state_bytes(self, state: StateSpec) -> int:
+        return held_bytes(state)
+
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         cache = recipe.kv_cache
-        found = [*expert_refusals(spec, "Core ML"), *recurrence_refusals(spec, "a Core ML package")]
+        found = [*expert_refusals(spec, "Core ML")]
+        if self.profile.channels_first:
+            found += _slow_sum_refusals(spec)
         if recipe.weights.scale_format is ScaleFormat.BF16:
             found.append(
                 Refusal(
@@ -88,6 +95,17 @@ class CoreMlTarget:
         log = request.logs / "lower.log"
         result = run_child("exporter.targets.coreml.lower:lower_in_child", arguments, log, LOWER_TIME_LIMIT_S)
         return TypeAdapter(LowerOutcome).validate_python(result)
+
+
+def _slow_sum_refusals(spec: DecoderSpec) -> list[Refusal]:
+    """Measured: random numbers summed up with such a decay, every result rounded to fp16, against float32."""
+    if not any(isinstance(layer.recurrence, SelectiveScan | StateSpaceDual) for layer in spec.layers):
+        return []
+    reason = (
+        "recurrent layers sum up states, and the Neural Engine computes in fp16: sums that fade by a thousandth a token are off by a "
+        "tenth after 2048 tokens"
+    )
+    return [Refusal(reason, "a recipe for GPU and CPU, such as ios")]
 
 
 TARGETS.add("coreml-gpu", CoreMlTarget(Profile.GPU))

@@ -8,6 +8,7 @@ import math
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
+from exporter.decoder.recurrence import StateSpec
 from exporter.decoder.spec import Activation, DecoderSpec, ExpertsSpec
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import AttentionKernel, Recipe
@@ -42,6 +43,9 @@ class OnnxTarget:
     def slot_multiple(self, recipe: Recipe) -> int:
         """GroupQueryAttention counts slots as positions: a slot for each of the context."""
         return recipe.cache.context if recipe.onnx.attention is AttentionKernel.GQA else 1
+
+    def state_bytes(self, state: StateSpec) -> int:
+        return state.bytes
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         found = (

@@ -21,8 +21,8 @@ from exporter.targets.coreml.interpreter.types import ElementType
 from exporter.targets.coreml.lower import host_layout, load_for, outcome, save_decoder
 from exporter.targets.coreml.names import HOST_FILE
 from exporter.targets.coreml.profile import Profile
-from exporter.targets.executorch.coreml.names import BACKEND, INPUTS, METHOD, OUTPUTS, PROGRAM_FILE
-from exporter.targets.executorch.coreml.payload import extract, flatten
+from exporter.targets.executorch.coreml.names import BACKEND, METHOD, OUTPUTS, PROGRAM_FILE
+from exporter.targets.executorch.coreml.payload import arguments_of, extract, flatten
 from exporter.targets.executorch.delegate_program import (
     DelegatedMethod,
     DelegatePayload,
@@ -69,7 +69,7 @@ def method_of(package: Path) -> DelegatedMethod:
     inputs, outputs = (
         tuple(TensorType(SCALAR_TYPES[kind.dtype], tuple(size or 0 for size in kind.shape)) for kind in kinds)
         for kinds in (
-            (signature.inputs[name] for name in INPUTS),
+            (signature.inputs[name] for name in arguments_of(package)),
             (signature.outputs[name] for name in OUTPUTS),
         )
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from executorch.backends.apple.coreml import executorchcoreml
 
 from exporter.errors import GateFailed
+from exporter.targets.coreml.interpreter.package import Package
 from exporter.targets.coreml.names import PACKAGE, PACKAGE_FILES
 from exporter.targets.executorch.coreml.names import BACKEND, INPUTS, METADATA_FILE, OUTPUTS
 from exporter.targets.executorch.delegate_program import read_payloads
@@ -28,9 +29,15 @@ def flatten(package: Path) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / FOLDER
         shutil.copytree(package, folder / PACKAGE)
-        description = {"inputNames": INPUTS, "outputNames": OUTPUTS, "identifier": _identifier(package)}
+        description = {"inputNames": arguments_of(package), "outputNames": OUTPUTS, "identifier": _identifier(package)}
         (folder / METADATA_FILE).write_text(json.dumps(description), encoding="utf-8")
         return bytes(executorchcoreml.flatten_directory_contents(str(folder)))
+
+
+def arguments_of(package: Path) -> tuple[str, ...]:
+    """Inputs of the package's only function in the order of the method's arguments."""
+    (function,) = Package.open(package).program.functions.values()
+    return tuple(name for name in INPUTS if name in function.inputs)
 
 
 def extract(program: Path, folder: Path) -> Path:

@@ -7,6 +7,7 @@ import importlib.util
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
+from exporter.decoder.recurrence import StateSpec
 from exporter.decoder.spec import DecoderSpec
 from exporter.quantize.formats import KvFormat, ScaleFormat
 from exporter.recipe import Recipe
@@ -40,6 +41,9 @@ class ExecutorchCoreMlTarget:
 
     def slot_multiple(self, recipe: Recipe) -> int:
         return self._package.slot_multiple(recipe)
+
+    def state_bytes(self, state: StateSpec) -> int:
+        return self._package.state_bytes(state)
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         return self._package.refusals(spec, recipe)

@@ -7,6 +7,7 @@ import difflib
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
+from exporter.decoder.recurrence import StateSpec
 from exporter.decoder.spec import DecoderSpec, rotary_settings
 from exporter.errors import ToolchainMissing
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat, WeightSettings
@@ -36,6 +37,9 @@ class QnnTarget:
 
     def slot_multiple(self, recipe: Recipe) -> int:
         return 2 if recipe.kv_cache.bits == 4 else 1
+
+    def state_bytes(self, state: StateSpec) -> int:
+        return state.bytes
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         unsupported = [*recurrence_refusals(spec, "the HTP"), *expert_refusals(spec, "the HTP")]

@@ -7,6 +7,7 @@ import importlib.util
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
+from exporter.decoder.recurrence import StateSpec
 from exporter.decoder.spec import DecoderSpec
 from exporter.decoder.weight_names import HEAD, WeightKind, decoder_weights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
@@ -40,6 +41,9 @@ class VulkanTarget:
     def slot_multiple(self, recipe: Recipe) -> int:
         """The operator that writes a cache writes consecutive slots, so that a ring cannot wrap: a slot for every position."""
         return recipe.cache.context
+
+    def state_bytes(self, state: StateSpec) -> int:
+        return state.bytes
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         return [

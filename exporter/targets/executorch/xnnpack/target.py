@@ -7,6 +7,7 @@ import importlib.util
 from pydantic import TypeAdapter
 
 from exporter.child import run_child
+from exporter.decoder.recurrence import StateSpec
 from exporter.decoder.spec import Activation, DecoderSpec, ExpertsSpec
 from exporter.decoder.weight_names import WeightKind, decoder_weights
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
@@ -43,6 +44,9 @@ class XnnpackTarget:
 
     def slot_multiple(self, recipe: Recipe) -> int:
         return TOKEN_BLOCK if _packed(recipe) else 1
+
+    def state_bytes(self, state: StateSpec) -> int:
+        return state.bytes
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
         unsupported = recurrence_refusals(spec, "a program for ExecuTorch's CPU")
