@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.targets.executorch.kernels.build import find_compiler
-from tests.end_to_end.command import FAST, SlmExport, export_fixture, overrides, read_json
+from tests.end_to_end.command import FAST, SHORTENED, SlmExport, export_fixture, overrides, read_json
 
 pytest.importorskip("executorch", reason="the executorch extra is not installed")
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler on this machine")
@@ -47,8 +47,8 @@ def test_the_recipe_for_large_models_exports_too_with_its_table_stored_once(
 ) -> None:
     """INT8 activations of a whole row disagree at near-ties of a 5 M model more often than the gates for large ones allow."""
     loosened = overrides("gates.top1_agreement_min=0.96", "gates.mean_kl_max=0.005")
-    model = ("--model", str(example_model if whole else two_layers))
-    slm_export.succeed("--recipe", "android-cpu", *model, *FAST, *loosened, "--output", str(tmp_path / "out"))
+    settings = ("--model", str(example_model), *FAST) if whole else ("--model", str(two_layers), *SHORTENED)
+    slm_export.succeed("--recipe", "android-cpu", *settings, *loosened, "--output", str(tmp_path / "out"))
     report = read_json(tmp_path / "out", "report")
     assert report["parity"]["disagreements"] - report["parity"]["near_ties"] <= 2
     assert report["artifact"]["bytes_before_aliasing"] > report["artifact"]["bytes"] + 2048 * 256 // 2 - 1024
