@@ -29,6 +29,8 @@ def overrides(*settings: str) -> tuple[str, ...]:
 
 FAST = overrides("verify.windows=1", "verify.decode_tokens=4", "verify.quality_windows=4")
 """Enough text to wrap every ring of the bundled model more than twice."""
+SHORTENED = (*FAST, *overrides("gates.perplexity_quantized_percent_max=null"))
+"""For some of a model's layers: what quantization costs is judged on whole models only."""
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import FAST, SlmExport, read_json
+from tests.end_to_end.command import FAST, SHORTENED, SlmExport, read_json
 
 pytest.importorskip("executorch", reason="the executorch extra is not installed")
 
@@ -17,8 +17,9 @@ NOT_RUN = "not run (no runtime on this machine)"
 @pytest.fixture(scope="module", params=["two_layers", pytest.param("example_model", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("android-gpu") / "out"
+    settings = SHORTENED if request.param == "two_layers" else FAST
     model = ("--model", str(request.getfixturevalue(request.param)))
-    printed = slm_export.succeed("--recipe", "android-gpu", *model, *FAST, "--output", str(output)).stdout
+    printed = slm_export.succeed("--recipe", "android-gpu", *model, *settings, "--output", str(output)).stdout
     assert f"parity           {NOT_RUN}" in printed
     assert "traced graph     top-1" in printed
     return output

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import FAST, SlmExport, export_fixture, overrides, read_json
+from tests.end_to_end.command import FAST, SHORTENED, SlmExport, export_fixture, overrides, read_json
 
 pytest.importorskip("executorch", reason="the qnn extra is not installed")
 pytest.importorskip("onnxruntime_qnn", reason="the qnn extra is not installed")
@@ -101,8 +101,9 @@ def test_a_failing_gate_exits_4_and_leaves_nothing(slm_export: SlmExport, tmp_pa
 def test_the_recipe_for_small_models_exports_too(
     slm_export: SlmExport, example_model: Path, two_layers: Path, tmp_path: Path, whole: bool
 ) -> None:
-    output, model = tmp_path / "out", example_model if whole else two_layers
-    slm_export.succeed("--recipe", "android-npu-small", "--model", str(model), *FAST, "--output", str(output))
+    output = tmp_path / "out"
+    settings = ("--model", str(example_model), *FAST) if whole else ("--model", str(two_layers), *SHORTENED)
+    slm_export.succeed("--recipe", "android-npu-small", *settings, "--output", str(output))
     report = read_json(output, "report")
     assert report["parity"]["passed"]
     assert report["plan"]["embedding_bytes"] == 2048 * (256 + 2)

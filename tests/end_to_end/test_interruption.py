@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import FAST, SlmExport
+from tests.end_to_end.command import FAST, SHORTENED, SlmExport
 
 pytest.importorskip("executorch", reason="the qnn extra is not installed")
 pytest.importorskip("onnxruntime_qnn", reason="the qnn extra is not installed")
@@ -21,7 +21,7 @@ STAGE_BEFORE = {"quantize": "load", "lower": "reference", "verify": "lower"}
 
 
 def _start_and_wait_for(command: SlmExport, model: Path, output: Path, finished_stage: str) -> subprocess.Popen[str]:
-    process = command.start("--recipe", "android-npu", "--model", str(model), *FAST, "--output", str(output))
+    process = command.start("--recipe", "android-npu", "--model", str(model), *SHORTENED, "--output", str(output))
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip().startswith(finished_stage):

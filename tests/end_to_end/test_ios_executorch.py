@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import FAST, SlmExport, export_fixture
+from tests.end_to_end.command import SHORTENED, SlmExport, export_fixture
 
 pytest.importorskip("coremltools", reason="the coreml extra is not installed")
 pytest.importorskip("executorch", reason="the executorch extra is not installed")
 
-exported = export_fixture("--recipe", "ios-executorch", *FAST, model="two_layers")
+exported = export_fixture("--recipe", "ios-executorch", *SHORTENED, model="two_layers")
 
 
 def test_the_package_taken_out_of_the_program_passes_every_gate(report: dict) -> None:

@@ -12,9 +12,10 @@ import torch
 pytest.importorskip("executorch", reason="the executorch extra is not installed")
 
 from executorch_artifact import FLOAT, require_parity
-from expert_cases import EXPERT_CASES, qwen3_moe
-from family_cases import Case
+from expert_cases import EXPERT_CASES, qwen2_moe, qwen3_moe
+from family_cases import ALTERNATING, Case
 from quantized_case import quantized_case
+from random_checkpoint import WINDOW
 
 from exporter.decoder.experts import GroupLimit, GroupScore, RouterScore
 from exporter.decoder.forward import decode_chunk
@@ -30,17 +31,24 @@ from exporter.targets.executorch.xnnpack.target import TOKEN_BLOCK
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler on this machine")
 
-FEW = ("qwen2_moe", "qwen3_moe-some-dense-layers-windows")
-"""Lowering takes seconds: of the others, nothing is new to this target."""
+WINDOWS = {"use_sliding_window": True, "sliding_window": WINDOW}
+TWO_LAYERS = {
+    "qwen2_moe": Case(qwen2_moe(num_hidden_layers=2, layer_types=ALTERNATING[:2], **WINDOWS), {}),
+    "qwen3_moe-one-dense-layer": Case(
+        qwen3_moe(num_hidden_layers=2, decoder_sparse_step=2, tie_word_embeddings=True, **WINDOWS), {}
+    ),
+}
+"""Lowering takes seconds by the layer: of the other cases, nothing is new to this target."""
 
 REFUSED = ("gpt_oss", "deepseek")
 """Learned sinks, latents."""
+CASES = TWO_LAYERS | {name: case for name, case in EXPERT_CASES.items() if name.startswith(REFUSED)}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", [*FEW, *(name for name in EXPERT_CASES if name.startswith(REFUSED))])
+@pytest.mark.parametrize("case", CASES)
 def test_experts_are_refused_or_equal_the_oracle_in_executorch(case: str, tmp_path: Path) -> None:
-    decoder = quantized_case(EXPERT_CASES[case], tmp_path, KvFormat(8, KvScaling.PER_TOKEN), ScaleFormat.BF16)
+    decoder = quantized_case(CASES[case], tmp_path, KvFormat(8, KvScaling.PER_TOKEN), ScaleFormat.BF16)
     recipe = load_recipe("android-cpu-small")
     refusals = find_target(recipe.target.kind).refusals(decoder.spec, recipe)
     assert bool(refusals) == case.startswith(REFUSED)
