@@ -20,8 +20,8 @@ from exporter.runtime.driver import Driver, open_driver
 from exporter.targets.base import find_target
 
 CALLS_FILE, RECORDING_FILE = "calls.json", "recording.bin"
-LOGITS = "logits"
-CACHE = "past."
+TOKENS = "input_ids"
+CACHE = ("past.", "state.")
 
 
 def around(owner: Any, name: str, call: Callable[..., Any]) -> None:
@@ -41,58 +41,63 @@ def timed_pass(driver: Driver, prompt: Sequence[int], token_ids: Sequence[int], 
 
 
 class SessionRecorder:
-    """Every call of one token through `InferenceSession.run_with_iobinding`: which tensors were bound, and their bytes before it."""
+    """Every call through `InferenceSession.run_with_iobinding`: what was bound to which memory, and what the inputs held before it. Caches
+    are left out: the calls fill them, from the first one on."""
 
     def __init__(self) -> None:
         import onnxruntime  # type: ignore[import-untyped]
 
-        self._inputs: dict[int, dict[str, Any]] = {}
-        self._outputs: dict[int, dict[str, Any]] = {}
-        self._calls: list[dict[str, np.ndarray]] = []
-        self._binding: Any = None
-        self.recording = False
+        self._inputs: dict[Any, dict[str, Any]] = {}
+        self._outputs: dict[Any, dict[str, Any]] = {}
+        self._calls: list[tuple[Any, dict[str, np.ndarray]]] = []
         around(onnxruntime.IOBinding, "bind_ortvalue_input", self._bound(self._inputs))
         around(onnxruntime.IOBinding, "bind_ortvalue_output", self._bound(self._outputs))
         around(onnxruntime.InferenceSession, "run_with_iobinding", self._call)
 
-    def _bound(self, known: dict[int, dict[str, Any]]) -> Callable[..., Any]:
+    def _bound(self, known: dict[Any, dict[str, Any]]) -> Callable[..., Any]:
         def bind(method: Callable[..., Any], binding: Any, name: str, value: Any) -> Any:
-            known.setdefault(id(binding), {})[name] = value
+            known.setdefault(binding, {})[name] = value
             return method(binding, name, value)
 
         return bind
 
     def _call(self, method: Callable[..., Any], session: Any, binding: Any) -> Any:
-        if self.recording:
-            if self._binding not in (None, binding):
-                raise ValueError("a cache grew between the calls, or states change places: take a shorter continuation")
-            self._binding, inputs = binding, self._inputs[id(binding)]
-            whole = not self._calls
-            self._calls.append(
-                {name: value.numpy().copy() for name, value in inputs.items() if whole or not name.startswith(CACHE)}
-            )
+        inputs = self._inputs[binding].items()
+        held = {name: value.numpy().copy() for name, value in inputs if not name.startswith(CACHE)}
+        self._calls.append((binding, held))
         return method(session, binding)
 
     def write(self, folder: Path) -> dict[str, Any]:
         """The recording's bytes, and the description that `onnxruntime_loop` reads."""
-        inputs, outputs = self._inputs[id(self._binding)], self._outputs[id(self._binding)]
-        tensors, first = [], 0
+        bindings = list(dict.fromkeys(binding for binding, _ in self._calls))
+        bound = [value for one in bindings for known in (self._inputs, self._outputs) for value in known[one].values()]
+        values = list({id(value): value for value in bound}.values())
+        places = {id(value): place for place, value in enumerate(values)}
+        calls, first = [], 0
         with (folder / RECORDING_FILE).open("wb") as file:
-            for name, value in inputs.items():
-                every_call = not name.startswith(CACHE)
-                same = [other for other, written in outputs.items() if written is value]
-                tensors.append(_described(name, value, same, True, every_call, first))
-                for call in self._calls if every_call else self._calls[:1]:
-                    first += file.write(call[name].tobytes())
-        tensors.append(_described(LOGITS, outputs[LOGITS], [LOGITS], False, False, 0))
-        return {"recording": str(folder / RECORDING_FILE), "calls": len(self._calls), "tensors": tensors}
+            for binding, held in self._calls:
+                copies = []
+                for name, array in held.items():
+                    copies.append([places[id(self._inputs[binding][name])], first])
+                    first += file.write(array.tobytes())
+                timed = held[TOKENS].size == 1
+                calls.append({"binding": bindings.index(binding), "timed": timed, "copies": copies})
+        return {
+            "recording": str(folder / RECORDING_FILE),
+            "tensors": [_described(value) for value in values],
+            "bindings": [
+                {
+                    "inputs": {name: places[id(value)] for name, value in self._inputs[one].items()},
+                    "outputs": {name: places[id(value)] for name, value in self._outputs[one].items()},
+                }
+                for one in bindings
+            ],
+            "calls": calls,
+        }
 
 
-def _described(name: str, value: Any, outputs: list[str], bound: bool, every_call: bool, first: int) -> dict[str, Any]:
-    size = value.numpy().nbytes
-    shape, kind = value.shape(), value.element_type()
-    described = {"name": name, "shape": shape, "type": kind, "bytes": size, "outputs": outputs}
-    return {**described, "input": bound, "every_call": every_call, "first": first}
+def _described(value: Any) -> dict[str, Any]:
+    return {"shape": value.shape(), "type": value.element_type(), "bytes": value.numpy().nbytes}
 
 
 class ProgramRecorder:
@@ -103,8 +108,6 @@ class ProgramRecorder:
 
         self._calls: list[dict[str, Any]] = []
         around(Method, "execute", self._call)
-
-    recording = False
 
     def _call(self, method: Callable[..., Any], owner: Any, inputs: list[Any]) -> Any:
         self._calls.append({"tokens": inputs[0].tolist(), "position": int(inputs[1])})
@@ -121,7 +124,6 @@ def record(folder: Path, output: Path, prompt: Sequence[int], token_ids: Sequenc
     recorder = SessionRecorder() if is_onnx else ProgramRecorder()
     driver = open_driver(target.driver, folder)
     driver.prompt(list(prompt))
-    recorder.recording = True
     for token in token_ids[:-1]:
         driver.decode(token)
     threads = json.loads((folder / "host.json").read_text(encoding="utf-8"))["threads"]

@@ -1,13 +1,13 @@
 """Per-token times of this project's harness against the engine alone, on the same export and the same token ids.
 
-    python -m benchmarks.harness_vs_engine_tools OUT [OUT ...] --runner FOLDER [--rounds 24]
+    python -m benchmarks.harness_vs_engine_tools OUT [OUT ...] --runner FOLDER [--rounds 60]
 
-FOLDER is built by device_tests/runners with -DENGINE_LOOPS=ON. Three sides take turns, each in a new process every time, since where a
+FOLDER is built by device_tests/runners with -DENGINE_LOOPS=ON. Sides take turns, each in a new process every time, since where a
 process's weights come to lie moves its times by up to a tenth, and a shared machine changes its speed within seconds:
 
 * the harness: what `slm-export bench OUT --runner FOLDER` measures, from one token id to the next;
 * the engine: a loop in C++ (engine_loops) that repeats the recorded calls, and times the engine's own call and nothing else;
-* the engine through Python: the same call from Python, whose difference to the loop is what Python and its binding cost.
+* the engine through Python, in every fifth round: the same call from Python, whose difference to the loop is what its binding costs.
 
 A ratio is that of the medians of a round; what is printed is its median over rounds, the middle half of them, and the ratio of the least
 times of all. Take exports with one thread. Ends with 1 where harness and engine differ by more than 5 %.
@@ -37,6 +37,7 @@ from exporter.verify.evaluation import EvaluationSet
 
 TIME_LIMIT_S = 120.0
 LARGEST_DIFFERENCE = 0.05
+PYTHON_EVERY = 5
 HARNESS, ENGINE, PYTHON = "harness", "engine", "engine through Python"
 
 
@@ -79,44 +80,45 @@ def engine_round(command: Sequence[str], said_to_it: str, token_ids: tuple[int, 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Times in ms, one list per round, of every side."""
+    """Times in ms of every side, by round."""
 
-    times: dict[str, list[Sequence[float]]] = field(default_factory=dict)
+    times: dict[str, dict[int, Sequence[float]]] = field(default_factory=lambda: {HARNESS: {}, ENGINE: {}, PYTHON: {}})
 
-    def ratios(self, side: str) -> list[float]:
-        """To the engine, round by round."""
-        pairs = zip(self.times[side], self.times[ENGINE], strict=True)
-        return [statistics.median(one) / statistics.median(engine) for one, engine in pairs]
+    def pairs(self, side: str) -> list[tuple[float, float]]:
+        """Medians of a side and of the engine in the same round."""
+        rounds = self.times[side].items()
+        return [(statistics.median(own), statistics.median(self.times[ENGINE][index])) for index, own in rounds]
+
+    def ratio(self, side: str) -> float:
+        return statistics.median(own / engine for own, engine in self.pairs(side))
 
     def row(self, side: str) -> str:
-        median = statistics.median(map(statistics.median, self.times[side]))
-        low, middle, high = statistics.quantiles(self.ratios(side), n=4)
-        least = min(map(min, self.times[side])) / min(map(min, self.times[ENGINE]))
-        more = [
-            statistics.median(one) - statistics.median(engine)
-            for one, engine in zip(self.times[side], self.times[ENGINE], strict=True)
-        ]
-        return f"{median:.3f} | {middle:.3f} | {low:.3f} to {high:.3f} | {least:.3f} | {1e3 * statistics.median(more):+.1f}"
+        pairs = self.pairs(side)
+        low, middle, high = statistics.quantiles((own / engine for own, engine in pairs), n=4)
+        least = min(map(min, self.times[side].values())) / min(map(min, self.times[ENGINE].values()))
+        more_us = 1e3 * statistics.median(own - engine for own, engine in pairs)
+        median = statistics.median(own for own, _ in pairs)
+        return f"{median:.3f} | {middle:.3f} | {low:.3f} to {high:.3f} | {least:.3f} | {more_us:+.1f}"
 
 
 def compare(work: Work, runner: Path, rounds: int) -> Comparison:
     """Raises what a measurement fails with, and ValueError where the sides choose different tokens."""
     token_ids, _ = harness_round(work, runner)
-    told = json.dumps([work.prompt, token_ids])
+    told, found = json.dumps([work.prompt, token_ids]), Comparison()
     python = [sys.executable, "-m", "benchmarks.engine_calls", str(work.folder)]
-    found = Comparison({HARNESS: [], ENGINE: [], PYTHON: []})
     with tempfile.TemporaryDirectory(prefix="slm-export-calls-") as folder:
-        subprocess.run([*python, "--record", folder], input=told, text=True, check=True, timeout=TIME_LIMIT_S)
+        recording = [*python, "--record", folder]
+        subprocess.run(recording, input=told, capture_output=True, text=True, check=True, timeout=TIME_LIMIT_S)
         loop = [str(runner / f"{work.target.runtime}_loop"), str(Path(folder) / CALLS_FILE)]
         sides: list[tuple[str, Callable[[], Sequence[float]]]] = [
             (HARNESS, lambda: harness_round(work, runner)[1]),
             (ENGINE, lambda: engine_round(loop, "", token_ids)),
-            (PYTHON, lambda: engine_round(python, told, token_ids)),
         ]
         for index in range(rounds):
-            for step in range(len(sides)):
-                name, run = sides[(index + step) % len(sides)]
-                found.times[name].append(run())
+            for name, run in sides if index % 2 else reversed(sides):
+                found.times[name][index] = run()
+            if index % PYTHON_EVERY == 0:
+                found.times[PYTHON][index] = engine_round(python, told, token_ids)
     return found
 
 
@@ -124,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exports", type=Path, nargs="+")
     parser.add_argument("--runner", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     arguments = parser.parse_args()
@@ -134,7 +136,7 @@ def main() -> None:
     for folder in arguments.exports:
         work = work_of(folder, arguments.prompt_tokens, arguments.tokens)
         found = compare(work, arguments.runner, arguments.rounds)
-        far += abs(statistics.median(found.ratios(HARNESS)) - 1) > LARGEST_DIFFERENCE
+        far += abs(found.ratio(HARNESS) - 1) > LARGEST_DIFFERENCE
         for side in found.times:
             print(f"| {folder.name} | {side} | {found.row(side)} |", flush=True)
     sys.exit(far > 0)
