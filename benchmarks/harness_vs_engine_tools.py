@@ -1,13 +1,16 @@
-"""Per-token times of this project's harness against the engine's own call, timed alone, on the same export and the same token ids.
+"""Per-token times of this project's harness against the engine alone, on the same export and the same token ids.
 
-    python -m benchmarks.harness_vs_engine_tools OUT [OUT ...] --runner FOLDER [--rounds 40] [--tokens 32]
+    python -m benchmarks.harness_vs_engine_tools OUT [OUT ...] --runner FOLDER [--rounds 24]
 
-The harness's side is what `slm-export bench OUT --runner FOLDER` measures: a C++ runner, from one token id to the next. The engine's side
-is a process that holds the export open through the engine's Python interface and times nothing but `InferenceSession.run_with_iobinding`,
-or `Method.execute`, for the very tokens that the runner chose. They take short turns, changing who begins, since a shared machine changes
-its speed within seconds; the ratio is that of the medians of a round, and what is printed is its median over rounds, the middle half of
-them, and the ratio of the least times of all. A call through Python costs 10 to 50 microseconds, which is much of a token of a small model:
-take exports of a larger one, with one thread.
+FOLDER is built by device_tests/runners with -DENGINE_LOOPS=ON. Three sides take turns, each in a new process every time, since where a
+process's weights come to lie moves its times by up to a tenth, and a shared machine changes its speed within seconds:
+
+* the harness: what `slm-export bench OUT --runner FOLDER` measures, from one token id to the next;
+* the engine: a loop in C++ (engine_loops) that repeats the recorded calls, and times the engine's own call and nothing else;
+* the engine through Python: the same call from Python, whose difference to the loop is what Python and its binding cost.
+
+A ratio is that of the medians of a round; what is printed is its median over rounds, the middle half of them, and the ratio of the least
+times of all. Take exports with one thread. Ends with 1 where harness and engine differ by more than 5 %.
 """
 
 from __future__ import annotations
@@ -17,24 +20,24 @@ import json
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from benchmarks.engine_calls import CALLS_FILE
 from device_tests.devices.local import LocalDevice
 from device_tests.harness import Job, Measurement, measure
 from device_tests.protocol import RunnerRequest
 from exporter.bench import runner_files
 from exporter.manifest import exported_recipe, read_manifest
-from exporter.runtime.driver import open_driver
 from exporter.stages import VERIFICATION_FOLDER
 from exporter.targets.base import Target, find_target
-from exporter.verify.verification import EvaluationSet
+from exporter.verify.evaluation import EvaluationSet
 
 TIME_LIMIT_S = 120.0
 LARGEST_DIFFERENCE = 0.05
+HARNESS, ENGINE, PYTHON = "harness", "engine", "engine through Python"
 
 
 @dataclass(frozen=True)
@@ -65,114 +68,75 @@ def harness_round(work: Work, runner: Path) -> tuple[tuple[int, ...], Sequence[f
     return repetition.token_ids, [gap / 1e6 for gap in repetition.decode_ns]
 
 
-class EngineProcess:
-    """The engine's side, with the export open."""
-
-    def __init__(self, work: Work) -> None:
-        command = [sys.executable, "-m", "benchmarks.harness_vs_engine_tools", "--engine", str(work.folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def round(self, prompt: tuple[int, ...], token_ids: tuple[int, ...]) -> Sequence[float]:
-        """Times of the calls with one token, in ms. Raises ValueError when the engine's logits prefer other tokens."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps([prompt, token_ids]) + "\n")
-        self._process.stdin.flush()
-        said = json.loads(self._process.stdout.readline())
-        if said["token_ids"] != list(token_ids):
-            raise ValueError("the engine's own loop chose other tokens than the runner")
-        return [call / 1e6 for call in said["ns"]]
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
-def timed(owner: Any, name: str, times: list[int]) -> None:
-    """Replaces a method of the engine's Python interface by itself with a clock around it."""
-    method: Callable[..., Any] = getattr(owner, name)
-
-    def call(*arguments: Any) -> Any:
-        started = time.perf_counter_ns()
-        found = method(*arguments)
-        times.append(time.perf_counter_ns() - started)
-        return found
-
-    setattr(owner, name, call)
-
-
-def serve_engine(folder: Path) -> None:
-    """Runs in the engine's process: for every line, one warm-up and one timed pass over its tokens."""
-    target, times = find_target(exported_recipe(folder, read_manifest(folder)).target.kind), list[int]()
-    if target.runtime == "onnxruntime":
-        import onnxruntime
-
-        timed(onnxruntime.InferenceSession, "run_with_iobinding", times)
-    else:
-        from executorch.runtime import Method
-
-        timed(Method, "execute", times)
-    driver = open_driver(target.driver, folder)
-    for line in sys.stdin:
-        prompt, token_ids = json.loads(line)
-        for _ in range(2):
-            driver.reset()
-            chosen = [int(driver.prompt(prompt).argmax())]
-            times.clear()
-            chosen += [int(driver.decode(token).argmax()) for token in token_ids[:-1]]
-        print(json.dumps({"token_ids": chosen, "ns": times}), flush=True)
+def engine_round(command: Sequence[str], said_to_it: str, token_ids: tuple[int, ...]) -> Sequence[float]:
+    """Times of the calls with one token, in ms. Raises ValueError when the engine's logits prefer other tokens."""
+    done = subprocess.run(command, input=said_to_it, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=True)
+    said = json.loads(done.stdout.splitlines()[-1])
+    if said["token_ids"] != list(token_ids[1:]):
+        raise ValueError("the engine's own loop chose other tokens than the runner")
+    return [call / 1e6 for call in said["ns"]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Times in ms, one list per round, of both sides."""
+    """Times in ms, one list per round, of every side."""
 
-    harness: list[Sequence[float]]
-    engine: list[Sequence[float]]
+    times: dict[str, list[Sequence[float]]] = field(default_factory=dict)
 
-    def ratios(self) -> list[float]:
-        pairs = zip(self.harness, self.engine, strict=True)
-        return [statistics.median(ours) / statistics.median(theirs) for ours, theirs in pairs]
+    def ratios(self, side: str) -> list[float]:
+        """To the engine, round by round."""
+        pairs = zip(self.times[side], self.times[ENGINE], strict=True)
+        return [statistics.median(one) / statistics.median(engine) for one, engine in pairs]
 
-    def row(self) -> str:
-        low, middle, high = statistics.quantiles(self.ratios(), n=4)
-        medians = [statistics.median(map(statistics.median, side)) for side in (self.harness, self.engine)]
-        least = min(map(min, self.harness)) / min(map(min, self.engine))
-        return f"{medians[0]:.3f} | {medians[1]:.3f} | {middle:.3f} | {low:.3f} to {high:.3f} | {least:.3f}"
+    def row(self, side: str) -> str:
+        median = statistics.median(map(statistics.median, self.times[side]))
+        low, middle, high = statistics.quantiles(self.ratios(side), n=4)
+        least = min(map(min, self.times[side])) / min(map(min, self.times[ENGINE]))
+        more = [
+            statistics.median(one) - statistics.median(engine)
+            for one, engine in zip(self.times[side], self.times[ENGINE], strict=True)
+        ]
+        return f"{median:.3f} | {middle:.3f} | {low:.3f} to {high:.3f} | {least:.3f} | {1e3 * statistics.median(more):+.1f}"
 
 
 def compare(work: Work, runner: Path, rounds: int) -> Comparison:
-    """Raises what a measurement fails with, and ValueError where the two sides choose different tokens."""
-    engine, found = EngineProcess(work), Comparison([], [])
+    """Raises what a measurement fails with, and ValueError where the sides choose different tokens."""
     token_ids, _ = harness_round(work, runner)
-    for index in range(rounds):
-        if index % 2:
-            found.engine.append(engine.round(work.prompt, token_ids))
-        found.harness.append(harness_round(work, runner)[1])
-        if not index % 2:
-            found.engine.append(engine.round(work.prompt, token_ids))
-    engine.close()
+    told = json.dumps([work.prompt, token_ids])
+    python = [sys.executable, "-m", "benchmarks.engine_calls", str(work.folder)]
+    found = Comparison({HARNESS: [], ENGINE: [], PYTHON: []})
+    with tempfile.TemporaryDirectory(prefix="slm-export-calls-") as folder:
+        subprocess.run([*python, "--record", folder], input=told, text=True, check=True, timeout=TIME_LIMIT_S)
+        loop = [str(runner / f"{work.target.runtime}_loop"), str(Path(folder) / CALLS_FILE)]
+        sides: list[tuple[str, Callable[[], Sequence[float]]]] = [
+            (HARNESS, lambda: harness_round(work, runner)[1]),
+            (ENGINE, lambda: engine_round(loop, "", token_ids)),
+            (PYTHON, lambda: engine_round(python, told, token_ids)),
+        ]
+        for index in range(rounds):
+            for step in range(len(sides)):
+                name, run = sides[(index + step) % len(sides)]
+                found.times[name].append(run())
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("exports", type=Path, nargs="*")
-    parser.add_argument("--runner", type=Path)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("exports", type=Path, nargs="+")
+    parser.add_argument("--runner", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--engine", type=Path, help="internal: serve one export to the benchmark")
     arguments = parser.parse_args()
-    if arguments.engine is not None:
-        serve_engine(arguments.engine)
-        return
-    print("| export | engine | harness, ms | engine alone, ms | ratio | middle half | ratio of least |")
+    print("| export | side | ms | to the engine | middle half | of least | more than the engine, us |")
     print("|---|---|---|---|---|---|---|")
     far = 0
     for folder in arguments.exports:
         work = work_of(folder, arguments.prompt_tokens, arguments.tokens)
         found = compare(work, arguments.runner, arguments.rounds)
-        far += abs(statistics.median(found.ratios()) - 1) > LARGEST_DIFFERENCE
-        print(f"| {folder.name} | {work.target.runtime} | {found.row()} |", flush=True)
+        far += abs(statistics.median(found.ratios(HARNESS)) - 1) > LARGEST_DIFFERENCE
+        for side in found.times:
+            print(f"| {folder.name} | {side} | {found.row(side)} |", flush=True)
     sys.exit(far > 0)
 
 

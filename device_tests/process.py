@@ -34,18 +34,21 @@ class Finished:
         return f"{ended}: {lines[-1]}" if lines else ended
 
 
-def run_program(command: Sequence[str], timeout_s: float, source: Path | None = None) -> Finished:
+def run_program(
+    command: Sequence[str], timeout_s: float, source: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Finished:
     """Runs to the end, with a file as standard input. Raises nothing for a program that fails: the caller knows what that means."""
     with open(source or os.devnull, "rb") as stdin:
         try:
-            process = _start(command, None, subprocess.PIPE, stdin)
+            process = _start(command, environment, subprocess.PIPE, stdin)
         except OSError as fault:
             return Finished(127, "", f"{command[0]}: {fault.strerror}")
         try:
             output, errors = process.communicate(timeout=timeout_s)
             return Finished(process.returncode, output.decode(errors="replace"), errors.decode(errors="replace"))
-        except subprocess.TimeoutExpired:
-            return Finished(None, "", "")
+        except subprocess.TimeoutExpired as late:
+            output, errors = late.output or b"", late.stderr or b""
+            return Finished(None, output.decode(errors="replace"), errors.decode(errors="replace"))
         finally:
             _kill_group(process)
 

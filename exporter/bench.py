@@ -22,8 +22,8 @@ from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quanti
 from exporter.report.html import write_html
 from exporter.report.latency import TokenCheck, latency_section
 from exporter.targets.base import VERIFICATION_FOLDER, Obtained, Target, find_target
+from exporter.verify.evaluation import EvaluationSet
 from exporter.verify.greedy import GreedyReference, clear_reference, near_ties_followed
-from exporter.verify.verification import EvaluationSet
 
 DEFAULT_PROMPTS = (32, 256)
 MEMORY_PROBE_BYTES = 256_000_000
@@ -57,7 +57,7 @@ def bench(request: BenchRequest, display: StageDisplay) -> list[dict[str, Any]]:
         stage.note = f"{check_integrity(request.folder, manifest)} files match the manifest"
     target = find_target(exported_recipe(request.folder, manifest).target.kind)
     devices = ready_devices(request, target)
-    report = _read_report(request.folder)
+    report = read_report(request.folder)
     with display.stage("reference") as stage:
         decoder = load_quantized(request.folder / VERIFICATION_FOLDER)
         references = _references(request, decoder)
@@ -69,14 +69,19 @@ def bench(request: BenchRequest, display: StageDisplay) -> list[dict[str, Any]]:
         section, fault = _judge(request, decoder, references, measurement, bytes_per_token)
         sections.append(section)
         faults += [fault] if fault else []
-    write_sections(request.folder, report, sections)
+    write(request.folder, {**report, "latency": sections[0], "latency_devices": sections})
     if faults:
-        raise _worst(faults)
+        raise worst(faults)
     return sections
 
 
 def ready_devices(request: BenchRequest, target: Target) -> list[tuple[Device, RunnerFiles]]:
     """Every device with its runner. Raises PlanRefused, UsageError or ToolchainMissing naming all that is wrong, before any work."""
+    return [(device, _runner(request, target, kind, device)) for kind, device in ready(request)]
+
+
+def ready(request: BenchRequest) -> list[tuple[DeviceKind, Device]]:
+    """Every device that is named. Raises UsageError for a runner of no device, and ToolchainMissing where a device lacks something."""
     named = [find_device(text) for text in dict.fromkeys(request.devices)]
     problems = {device.name: device.lacks() for _, device in named}
     known = {name for device in problems for name in (device, device.partition(":")[0])}
@@ -86,7 +91,7 @@ def ready_devices(request: BenchRequest, target: Target) -> list[tuple[Device, R
     missing = [f"{name}: {problem}" for name, problem in problems.items() if problem]
     if missing:
         raise ToolchainMissing("; ".join(missing), "see: slm-export devices")
-    return [(device, _runner(request, target, kind, device)) for kind, device in named]
+    return named
 
 
 def list_devices() -> list[dict[str, Any]]:
@@ -236,26 +241,25 @@ def check_tokens(
     return TokenCheck(ORACLE, tokens, ties == 0, ties)
 
 
-def _worst(faults: list[SlmExportError]) -> SlmExportError:
+def worst(faults: list[SlmExportError]) -> SlmExportError:
     """One error for all devices: of the first kind, with every message."""
     first = faults[0]
     return type(first)(" | ".join(fault.message for fault in faults), first.next_step)
 
 
-def _read_report(folder: Path) -> dict[str, Any]:
+def read_report(folder: Path) -> dict[str, Any]:
     path = folder / REPORT_FILE
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        int(report["plan"]["bytes_read_per_token"])
+        int(report["plan"]["bytes_read_per_token"]), int(report["plan"]["context"])
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise UsageError(f"{path}: not the report of an export ({fault})", "export again") from None
     return report
 
 
-def write_sections(folder: Path, report: dict[str, Any], sections: list[dict[str, Any]]) -> None:
+def write(folder: Path, report: dict[str, Any]) -> None:
     """Whole or not at all."""
-    updated = {**report, "latency": sections[0], "latency_devices": sections}
     partial = folder / f".{REPORT_FILE}.{os.getpid()}"
-    partial.write_text(json.dumps(updated, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     partial.replace(folder / REPORT_FILE)
-    write_html(updated, folder)
+    write_html(report, folder)

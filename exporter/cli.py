@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from exporter.cli_bench import DeviceOption, RunnerOption, bench_command
 from exporter.cli_profile import profile_command
 from exporter.errors import ExitCode, SlmExportError, UsageError
+
+if TYPE_CHECKING:  # torch is imported by the commands that need it alone
+    from exporter.pipeline import ExportRequest
+    from exporter.progress import StageDisplay
+    from exporter.recipe import Recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 recipes_app = typer.Typer(add_completion=False, help="List and show recipes.", rich_markup_mode=None)
@@ -26,14 +32,6 @@ ModelOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe value: section.field=value.", metavar="KEY=VALUE")
-]
-DeviceOption = Annotated[
-    list[str] | None,
-    typer.Option("--device", "-d", help="Measure on KIND or KIND:NAME; see slm-export devices.", metavar="KIND"),
-]
-RunnerOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Folder of a C++ runner, for devices without Python; DEVICE=FOLDER for one.", metavar="FOLDER"),
 ]
 TextOnlyOption = Annotated[
     bool, typer.Option("--text-only", help="Of a checkpoint with image or sound towers, take the text decoder.")
@@ -67,40 +65,49 @@ def main_command(
     if not recipe:
         typer.echo(context.get_help())
         raise typer.Exit(ExitCode.USAGE)
-    from exporter.pipeline import ExportRequest, export
+    from exporter.pipeline import ExportRequest
     from exporter.progress import StageDisplay
     from exporter.recipe import load_recipe
     from exporter.report.text import several_lines, summary_lines
-    from exporter.several import export_several
 
     console = Console(stderr=as_json)
     recipes = [load_recipe(name, tuple(overrides or ())) for name in recipe]
     destination = output or Path("out") / "+".join(loaded.name for loaded in recipes)
     request = ExportRequest(recipes[0], destination, model, adapter, calibration, evaluation, force, resume, text_only)
     if model is None and not as_json:
-        console.print(
-            f"No --model given: exporting the bundled example ({request.model_folder.name}, 5 M parameters).",
-            highlight=False,
-        )
+        example = f"No --model given: exporting the bundled example ({request.model_folder.name}, 5 M parameters)."
+        console.print(example, highlight=False)
     display = StageDisplay(console, quiet=as_json)
-    several = len(recipes) > 1
-    if device:
-        from exporter.bench import BenchRequest, bench, ready_devices
-        from exporter.targets.base import find_target
-
-        if several:
-            raise UsageError("--device measures one export", "export first, then: slm-export bench FOLDER")
-        measured = BenchRequest(request.output, tuple(device), runners=tuple(runner or ()))
-        ready_devices(measured, find_target(recipes[0].target.kind))  # before minutes of work
-    report = export_several(request, recipes, display) if several else export(request, display)
-    if device:
-        report["latency_devices"] = bench(measured, display)
-        report["latency"] = report["latency_devices"][0]
+    report = _export(request, recipes, tuple(device or ()), tuple(runner or ()), display)
     if as_json:
         typer.echo(json.dumps(report))
         return
-    for line in (several_lines if several else summary_lines)(report, request.output):
+    for line in (summary_lines if len(recipes) == 1 else several_lines)(report, request.output):
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _export(
+    request: ExportRequest,
+    recipes: list[Recipe],
+    devices: tuple[str, ...],
+    runners: tuple[str, ...],
+    display: StageDisplay,
+) -> dict[str, Any]:
+    """The report of the export, measured where devices are named."""
+    from exporter.bench import BenchRequest, bench, ready_devices
+    from exporter.pipeline import export
+    from exporter.several import export_several
+    from exporter.targets.base import find_target
+
+    if not devices:
+        return export(request, display) if len(recipes) == 1 else export_several(request, recipes, display)
+    if len(recipes) > 1:
+        raise UsageError("--device measures one export", "export first, then: slm-export bench FOLDER")
+    measured = BenchRequest(request.output, devices, runners=runners)
+    ready_devices(measured, find_target(recipes[0].target.kind))  # before minutes of work
+    report = export(request, display)
+    sections = bench(measured, display)
+    return {**report, "latency": sections[0], "latency_devices": sections}
 
 
 @app.command("plan")
@@ -206,49 +213,7 @@ def generate_command(
     sys.stdout.write("\n")
 
 
-@app.command("bench")
-def bench_command(
-    folder: Annotated[Path, typer.Argument(help="Output folder of an export.")],
-    device: DeviceOption = None,
-    prompt_tokens: Annotated[
-        list[int] | None, typer.Option(min=1, help="Length of a prompt; default: 32 and 256, or what fits.")
-    ] = None,
-    generate: Annotated[int, typer.Option(min=2, help="Tokens to generate after each prompt.")] = 64,
-    repetitions: Annotated[int, typer.Option(min=1, help="Timed runs of each prompt.")] = 5,
-    warm_up: Annotated[int, typer.Option(min=0, help="Runs of each prompt before those that count.")] = 1,
-    runner: RunnerOption = None,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that one device may take.")] = 600.0,
-    accept_near_ties: Annotated[
-        bool, typer.Option("--accept-near-ties", help="Let a token differ where the oracle sees a near-tie.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure an export on devices: time to first token, time per token, memory, and what they depend on."""
-    from exporter.bench import BenchRequest, bench
-    from exporter.progress import StageDisplay
-    from exporter.report.latency import latency_lines
-
-    lengths = tuple(prompt_tokens or ())
-    request = BenchRequest(
-        folder,
-        tuple(device or ("local",)),
-        lengths,
-        generate,
-        warm_up,
-        repetitions,
-        tuple(runner or ()),
-        time_limit,
-        accept_near_ties,
-    )
-    sections = bench(request, StageDisplay(Console(stderr=as_json), quiet=as_json))
-    if as_json:
-        typer.echo(json.dumps(sections))
-        return
-    for section in sections:
-        for line in latency_lines(section):
-            typer.echo(line)
-
-
+app.command("bench")(bench_command)
 app.command("profile")(profile_command)
 
 

@@ -33,8 +33,10 @@ from exporter.stages import Run, assemble, lower, quantize, reference, verify
 from exporter.targets.base import VERIFICATION_FOLDER, LowerOutcome, Target, find_target
 from exporter.texts import read_texts
 from exporter.verify.audit import audit_lowering, audit_run
+from exporter.verify.evaluation import EvaluationSet
 from exporter.verify.gates import require
-from exporter.verify.verification import EvaluationSet, verify_artifact
+from exporter.verify.scores import ArtifactRun
+from exporter.verify.verification import verify_artifact
 
 GATE_STEP = (
     "nothing was written; try finer weights or more calibration text, or accept it with --set gates.FIELD=LIMIT "
@@ -140,7 +142,8 @@ def verify_export(folder: Path, display: StageDisplay) -> dict[str, Any]:
     decoder, evaluation = load_quantized(verification), EvaluationSet.load(verification)
     logs = StageCache(cache_root(), resume=True).logs(content_key({"verify": str(folder.resolve())}))
     with display.stage("verify", logs / "verify.log") as running:
-        result = verify_artifact(target, decoder, recipe, folder, evaluation, logs / "verify.log", running.advance)
+        artifact = ArtifactRun(target, folder, logs / "verify.log", running.advance)
+        result = verify_artifact(artifact, decoder, recipe, evaluation)
     require(result.gates, "export again: these files do not do what their report says")
     return {
         "parity": parity_section(target, result),

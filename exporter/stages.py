@@ -33,8 +33,10 @@ from exporter.recipe import Recipe
 from exporter.stage_cache import StageCache, content_key
 from exporter.targets.base import VERIFICATION_FOLDER, LowerOutcome, LowerRequest, Target
 from exporter.texts import Texts
+from exporter.verify.evaluation import EvaluationSet
 from exporter.verify.parity import layerwise_perplexities
-from exporter.verify.verification import EvaluationSet, VerificationResult, verify_artifact
+from exporter.verify.scores import ArtifactRun
+from exporter.verify.verification import VerificationResult, verify_artifact
 
 OUTCOME_FILE, STATISTICS_FILE, SUMS_FILE = "outcome.json", "kv_statistics.safetensors", "sums.json"
 NOT_LOWERED = {"name", "description", "verify", "gates", "gates_int4_kv", "device"}
@@ -178,7 +180,8 @@ def verify(
     log = run.logs / "verify.log"
     with run.display.stage("verify", log) as stage:
         decoder = load_quantized(folder / VERIFICATION_FOLDER)
-        result = verify_artifact(run.target, decoder, recipe, folder, evaluation, log, stage.advance, logits)
+        artifact = ArtifactRun(run.target, folder, log, stage.advance)
+        result = verify_artifact(artifact, decoder, recipe, evaluation, logits)
         stage.note = f"top-1 {result.parity.top1_agreement:.4f} over {result.parity.tokens} tokens"
     return result, evaluation
 

@@ -13,7 +13,7 @@ SHARED = REPOSITORY.parent / "shared"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
+def _one_thread() -> None:
     torch.set_num_threads(1)
 
 

@@ -5,29 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from device_tests.devices.base import DEVICES, SHELL_TIME_LIMIT_S, Device, HostCommand, Placed, RunnerFiles
-from device_tests.devices.remote import RemoteFolder
+from device_tests.devices.base import DEVICES, SHELL_TIME_LIMIT_S, Device
+from device_tests.devices.remote import PUSH_TIME_LIMIT_S, RemoteDevice
 from device_tests.process import Finished, run_program
-from exporter.targets.base import Obtained
 
 CLIENT_VARIABLE = "SLM_EXPORT_ADB"
 CLIENT_STEP = f"install Android's platform tools, or pip install adbutils, or set {CLIENT_VARIABLE} to the adb program"
 FOLDER = "/data/local/tmp/slm-export"
-PUSH_TIME_LIMIT_S = 600.0
-IMITATED = """
-for name in ro.kernel.qemu ro.boot.qemu; do [ "$(getprop $name 2>/dev/null)" = 1 ] && echo imitated; done
-for file in /proc/device-tree/model /sys/class/dmi/id/sys_vendor; do
-  [ -r $file ] && case $(tr -d '\\0' < $file) in *dummy-virt*|QEMU*) echo imitated;; esac
-done
-true
-"""
-"""Android's emulator, a virtual machine, or the loopback device: their times are not a phone's."""
 
 
 def client() -> str | None:
@@ -50,27 +37,23 @@ class AdbTransport:
     def words(self, *arguments: str) -> list[str]:
         return [client() or "adb", "-s", self.serial, *arguments]
 
+    def shell(self, script: str) -> list[str]:
+        return self.words("shell", script)
+
     def run(self, script: str) -> Finished:
-        return run_program(self.words("shell", script), SHELL_TIME_LIMIT_S)
+        return run_program(self.shell(script), SHELL_TIME_LIMIT_S)
 
     def push(self, source: Path, target: str) -> Finished:
         return run_program(self.words("push", str(source), target), PUSH_TIME_LIMIT_S)
 
 
-class AdbDevice:
+class AdbDevice(RemoteDevice):
     """One serial number, `adb:SERIAL`."""
 
     def __init__(self, serial: str) -> None:
-        self.name = f"adb:{serial}" if serial else "adb"
         self._serial = serial
-        self._transport = AdbTransport(self.name, serial)
-        self._folder = RemoteFolder(self._transport, FOLDER)
-
-    @cached_property
-    def obtained(self) -> Obtained:
-        """Asked of the device itself, once; one that does not answer is not believed."""
-        said = self.shell(IMITATED)
-        return Obtained.MEASURED if said is not None and "imitated" not in said else Obtained.EMULATED
+        self._adb = AdbTransport(f"adb:{serial}" if serial else "adb", serial)
+        super().__init__(self._adb, FOLDER)
 
     @property
     def on_this_host(self) -> bool:
@@ -89,26 +72,8 @@ class AdbDevice:
             return None
         return None if state == "device" else f"{state or 'not attached'}; see: adb devices"
 
-    def place(self, artifact: Path, names: Sequence[str], runner: RunnerFiles) -> Placed:
-        return self._folder.place(artifact, names, runner)
-
-    def write(self, name: str, text: str) -> str:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-            return self._folder.write(Path(folder) / name)
-
-    def command(self, words: Sequence[str]) -> HostCommand:
-        return HostCommand(tuple(self._transport.words("shell", self._folder.script(words))))
-
-    def shell(self, script: str) -> str | None:
-        done = self._transport.run(script)
-        return done.output if done.ok else None
-
     def answers(self) -> bool:
-        return run_program(self._transport.words("get-state"), SHELL_TIME_LIMIT_S).output.strip() == "device"
-
-    def clean_up(self) -> None:
-        self._transport.run(f"rm -f {FOLDER}/*.json")
+        return run_program(self._adb.words("get-state"), SHELL_TIME_LIMIT_S).output.strip() == "device"
 
 
 def attached_states() -> dict[str, str]:

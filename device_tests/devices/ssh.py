@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from device_tests.devices.adb import IMITATED, PUSH_TIME_LIMIT_S
-from device_tests.devices.base import DEVICES, SHELL_TIME_LIMIT_S, Device, HostCommand, Placed, RunnerFiles
-from device_tests.devices.remote import RemoteFolder
+from device_tests.devices.base import DEVICES, SHELL_TIME_LIMIT_S, Device
+from device_tests.devices.remote import PUSH_TIME_LIMIT_S, RemoteDevice
 from device_tests.process import Finished, run_program
 from exporter.errors import UsageError
-from exporter.targets.base import Obtained
 
 FOLDER = ".cache/slm-export-bench"
 OPTIONS = (
@@ -37,33 +32,25 @@ class SshTransport:
     name: str
     host: str
 
-    def words(self, script: str) -> list[str]:
+    def shell(self, script: str) -> list[str]:
         return ["ssh", *OPTIONS, "--", self.host, script]
 
     def run(self, script: str) -> Finished:
-        return run_program(self.words(script), SHELL_TIME_LIMIT_S)
+        return run_program(self.shell(script), SHELL_TIME_LIMIT_S)
 
     def push(self, source: Path, target: str) -> Finished:
         """Beside the file first, so that a connection that breaks leaves no half of it under its name."""
-        return run_program(self.words(f"cat > {target}.part && mv {target}.part {target}"), PUSH_TIME_LIMIT_S, source)
+        return run_program(self.shell(f"cat > {target}.part && mv {target}.part {target}"), PUSH_TIME_LIMIT_S, source)
 
 
-class SshDevice:
+class SshDevice(RemoteDevice):
     """`ssh:HOST`."""
 
     on_this_host = False
 
     def __init__(self, host: str) -> None:
-        self.name = f"ssh:{host}"
         self._host = host
-        self._transport = SshTransport(self.name, host)
-        self._folder = RemoteFolder(self._transport, FOLDER)
-
-    @cached_property
-    def obtained(self) -> Obtained:
-        """Asked of the machine itself: a virtual one of another architecture has times of its own."""
-        said = self.shell(IMITATED)
-        return Obtained.MEASURED if said is not None and "imitated" not in said else Obtained.EMULATED
+        super().__init__(SshTransport(f"ssh:{host}", host), FOLDER)
 
     def lacks(self) -> str | None:
         if shutil.which("ssh") is None:
@@ -71,26 +58,8 @@ class SshDevice:
         done = self._transport.run("true")
         return None if done.ok else f"{done.reason}; try: ssh {self._host} true"
 
-    def place(self, artifact: Path, names: Sequence[str], runner: RunnerFiles) -> Placed:
-        return self._folder.place(artifact, names, runner)
-
-    def write(self, name: str, text: str) -> str:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / name).write_text(text, encoding="utf-8")
-            return self._folder.write(Path(folder) / name)
-
-    def command(self, words: Sequence[str]) -> HostCommand:
-        return HostCommand(tuple(self._transport.words(self._folder.script(words))))
-
-    def shell(self, script: str) -> str | None:
-        done = self._transport.run(script)
-        return done.output if done.ok else None
-
     def answers(self) -> bool:
         return self._transport.run("true").ok
-
-    def clean_up(self) -> None:
-        self._transport.run(f"rm -f {FOLDER}/*.json")
 
 
 class SshKind:

@@ -12,6 +12,7 @@ import torch
 from exporter.checkpoint.adapter import LoraAdapter
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.family import CONFIG_FILE, Family, find_family, read_config
+from exporter.checkpoint.storage import SECTION
 from exporter.checkpoint.tensors import TensorFolder
 from exporter.checkpoint.text import TextCodec
 from exporter.checkpoint.text_part import text_name
@@ -143,7 +144,7 @@ def _check_weight(checkpoint: Checkpoint, weight: WeightSpec) -> None:
 
 
 def _where_to_find(checkpoint: Checkpoint, weight: WeightSpec) -> str:
-    if checkpoint.config.get("quantization_config") is not None:
+    if checkpoint.config.get(SECTION) is not None and not checkpoint.family.weights(checkpoint.config).packed:
         return "these files are quantized already (quantization_config): save the checkpoint with floats, as transformers reads it"
     if weight.name == HEAD:
         return "set tie_word_embeddings in config.json if the head shares the embedding"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.checkpoint.config import Config
+from exporter.checkpoint.storage import check_storage
 from exporter.checkpoint.text_part import TEXT_CONFIG, text_part
 from exporter.checkpoint.weight_map import LLAMA_WEIGHTS, WeightMap
 from exporter.decoder.spec import DecoderSpec
@@ -108,9 +109,15 @@ def _text_decoder(config: Config, known: Registry[Family]) -> str:
 
 
 def read_config(path: Path, text_only: bool = False) -> Config:
-    """A file `config.json`, or with `text_only` what it says of the text decoder."""
+    """A file `config.json`, or with `text_only` what it says of the text decoder. Raises CheckpointError when it cannot be read, or
+    says that the weights are stored in a way that cannot."""
     config = Config.read(path)
-    return text_part(config) if text_only else config
+    check_storage(config)
+    if not text_only:
+        return config
+    part = text_part(config)
+    check_storage(part)
+    return part
 
 
 def read_spec(folder: Path, text_only: bool = False) -> DecoderSpec:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, dense_decoder, layer_count
+from exporter.checkpoint.weight_map import WeightMap
 from exporter.decoder.recurrence import CausalConvolution, Recurrence, SelectiveScan, StateSpaceDual
 from exporter.decoder.spec import Activation, DecoderSpec, LayerSpec, NormSpec
 
@@ -166,3 +167,34 @@ def dual_weights(prefix: str) -> dict[str, str]:
     """Those of Mamba 2."""
     own = {"step_bias": "dt_bias", "norm": "norm.weight"}
     return mamba_weights(prefix) | {f"layers.recurrence.{name}": f"{prefix}.{tensor}" for name, tensor in own.items()}
+
+
+def backbone_weights(mixer: dict[str, str]) -> WeightMap:
+    """A decoder of recurrent layers alone, with the tensors of its mixers."""
+    return WeightMap.of(
+        {
+            "embedding": "backbone.embeddings.weight",
+            "layers.attention_norm": "backbone.layers.{}.norm.weight",
+            **mixer,
+            "final_norm": "backbone.norm_f.weight",
+            "head": "lm_head.weight",
+        },
+        prefix="backbone.",
+        former={"backbone.embeddings.weight": "backbone.embedding.weight"},
+    )
+
+
+def hybrid_weights(attention: WeightMap, mixer: dict[str, str]) -> WeightMap:
+    """A hybrid as Jamba named its tensors and others after it: those of attention, those of its mixers, and a dense feed-forward block."""
+    return attention.including(
+        WeightMap.of(
+            {
+                **mixer,
+                "layers.feed_forward_norm": "model.layers.{}.pre_ff_layernorm.weight",
+                "layers.feed_forward.gate": "model.layers.{}.feed_forward.gate_proj.weight",
+                "layers.feed_forward.up": "model.layers.{}.feed_forward.up_proj.weight",
+                "layers.feed_forward.down": "model.layers.{}.feed_forward.down_proj.weight",
+                "final_norm": "model.final_layernorm.weight",
+            }
+        ).sources
+    )

@@ -1,4 +1,7 @@
-"""Lazy reading of safetensors folders: one tensor at a time, never the whole model twice in memory."""
+"""Lazy reading of safetensors folders: one tensor at a time, never the whole model twice in memory.
+
+Two tensors that hold one weight in MXFP4 are read as that weight, under the name of its blocks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from exporter.checkpoint import mxfp4
 from exporter.errors import CheckpointError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -29,7 +33,49 @@ class TensorFolder:
         return name in self.files
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Read from the file's header. Raises CheckpointError when the index lists the tensor but its file lacks it."""
+        """Read from the file's header. Raises CheckpointError when the index lists the tensor but its file lacks it, or blocks and scales
+        do not go together."""
+        scales = mxfp4.scales_name(name)
+        if scales is None:
+            return self._stored_shape(name)
+        if scales not in self:
+            raise CheckpointError(
+                f"{self.folder}: tensor {scales} is missing beside {name}",
+                f"copy all shards, or rename {name} to {name.removesuffix(mxfp4.BLOCKS)} if it holds floats",
+            )
+        shapes = self._stored_shape(name), self._stored_shape(scales)
+        unpacked = mxfp4.unpacked_shape(*shapes)
+        if unpacked is None:
+            raise CheckpointError(
+                f"{self.folder}: {name} and {scales} have shapes {shapes[0]} and {shapes[1]}, which are no MXFP4 blocks",
+                "copy all shards again",
+            )
+        return unpacked
+
+    def read(self, name: str, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """The tensor, or some of its rows, as float32. Raises CheckpointError when it is not finite or not readable.
+
+        The file is mapped anew for each read, and only the pages of these rows are touched: memory stays bounded by the rows."""
+        scales = mxfp4.scales_name(name)
+        if scales is None:
+            stored = self._stored_rows(name, rows)
+            self._check_type(name, stored, stored.is_floating_point(), "a float type")
+            values = stored.float()
+        else:
+            pair = self._stored_rows(name, rows), self._stored_rows(scales, rows)
+            for each, tensor in zip((name, scales), pair, strict=True):
+                self._check_type(each, tensor, tensor.dtype == torch.uint8, "the uint8 of MXFP4")
+            values = mxfp4.unpack(*pair)
+        if values.numel() and not torch.isfinite(torch.stack(torch.aminmax(values))).all():
+            file = self.folder / self.files[name]
+            raise CheckpointError(f"{file}: {name} holds NaN or infinite values", "retrain or restore it")
+        return values
+
+    def paths(self) -> list[Path]:
+        """The safetensors files, sorted by name."""
+        return [self.folder / file for file in sorted(set(self.files.values()))]
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
         file = self.files[name]
         try:
             return tuple(self._handle(file).get_slice(self._stored[name]).get_shape())
@@ -38,30 +84,21 @@ class TensorFolder:
                 f"{self.folder / file}: cannot read {name} ({fault})", "copy the file and its index again"
             ) from None
 
-    def read(self, name: str, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """The tensor, or some of its rows, as float32. Raises CheckpointError when it is not finite or not readable.
-
-        The file is mapped anew for each read, and only the pages of these rows are touched: memory stays bounded by the rows."""
+    def _stored_rows(self, name: str, rows: slice | torch.Tensor) -> torch.Tensor:
         file = self.files[name]
         try:
-            tensor = self._handle(file).get_tensor(self._stored[name])[rows]
+            return self._handle(file).get_tensor(self._stored[name])[rows]
         except (SafetensorError, OSError, RuntimeError) as fault:
             raise CheckpointError(
                 f"{self.folder / file}: cannot read {name} ({fault})", "copy the file again"
             ) from None
-        if not tensor.is_floating_point():
+
+    def _check_type(self, name: str, tensor: torch.Tensor, right: bool, wanted: str) -> None:
+        if not right:
             raise CheckpointError(
-                f"{self.folder / file}: {name} is {tensor.dtype}, not a float type",
+                f"{self.folder / self.files[name]}: {name} is {tensor.dtype}, not {wanted}",
                 "pass the original checkpoint, not one that is already quantized",
             )
-        values = tensor.float()
-        if values.numel() and not torch.isfinite(torch.stack(torch.aminmax(values))).all():
-            raise CheckpointError(f"{self.folder / file}: {name} holds NaN or infinite values", "retrain or restore it")
-        return values
-
-    def paths(self) -> list[Path]:
-        """The safetensors files, sorted by name."""
-        return [self.folder / file for file in sorted(set(self.files.values()))]
 
     def _files_by_tensor(self) -> dict[str, str]:
         index = self.folder / INDEX_FILE

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from exporter.checkpoint.config import Config
+from exporter.checkpoint.storage import SECTION
 
 TEXT_CONFIG = "text_config"
-SHARED_FIELDS = ("tie_word_embeddings", "vocab_size", "bos_token_id", "eos_token_id")
+SHARED_FIELDS = ("tie_word_embeddings", "vocab_size", "bos_token_id", "eos_token_id", SECTION)
 """What the whole may say for its text decoder."""
 
 PREFIXES = ("model.language_model.", "language_model.")

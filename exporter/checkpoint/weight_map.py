@@ -116,12 +116,13 @@ class WeightMap:
     matrix or gain.
 
     `prefix` begins the tensors' names in a checkpoint of a language model; one saved from the bare decoder lacks it. `former` holds
-    what older checkpoints call a tensor.
+    what older checkpoints call a tensor. `packed` holds where some weights lie in checkpoints that store them in few bits.
     """
 
     sources: dict[str, Source]
     prefix: str = "model."
     former: dict[str, str] = field(default_factory=dict)
+    packed: dict[str, Source] = field(default_factory=dict)
 
     @staticmethod
     def of(names: dict[str, str], prefix: str = "model.", former: dict[str, str] | None = None) -> WeightMap:
@@ -153,9 +154,11 @@ class WeightMap:
 
     def candidates(self, name: str) -> tuple[Source, ...]:
         """Every way in which a checkpoint may name the tensor of a weight, the usual one first."""
-        source = self.source(name)
-        tensors = (source.tensor, source.tensor.removeprefix(self.prefix), self.former.get(source.tensor))
-        return tuple(replace(source, tensor=tensor) for tensor in tensors if tensor is not None)
+        usual = self.source(name)
+        tensors = (usual.tensor, usual.tensor.removeprefix(self.prefix), self.former.get(usual.tensor))
+        found = tuple(replace(usual, tensor=tensor) for tensor in tensors if tensor is not None)
+        packed = replace(self.including(self.packed), packed={}).candidates(name) if self.packed else ()
+        return found + packed
 
     def changed(self, names: Iterable[str], **changes: object) -> WeightMap:
         """The same map with these fields of some sources changed."""

@@ -20,7 +20,7 @@ from exporter.profile.recording import PROFILERS, Profiler, Recording
 from exporter.progress import StageDisplay
 from exporter.stage_cache import StageCache, cache_root, content_key
 from exporter.targets.base import VERIFICATION_FOLDER, Obtained, Target, find_target
-from exporter.verify.verification import EvaluationSet
+from exporter.verify.evaluation import EvaluationSet
 
 TIME_LIMIT_S = 1800.0
 MEMORY_PROBE_BYTES = 256_000_000

@@ -11,8 +11,9 @@ from exporter.plan import Plan
 from exporter.progress import StageFigures
 from exporter.recipe import Recipe
 from exporter.targets.base import NOT_RUN, LowerOutcome, Obtained, Target
+from exporter.verify.evaluation import EvaluationSet
 from exporter.verify.parity import NEAR_TIE_LOGITS, ParityFigures
-from exporter.verify.verification import EvaluationSet, VerificationResult, describe_gates
+from exporter.verify.verification import VerificationResult, describe_gates
 
 SCHEMA_VERSION = 1
 

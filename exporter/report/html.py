@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from exporter.report.charts import Bar, Line, bar_chart, histogram, line_chart
 from exporter.report.latency import Latency, shown_latency, why_not_shown
+from exporter.report.official import figures_text, why_no_figures
 from exporter.report.text import cache_type, size_text
 from exporter.targets.base import Obtained
 
@@ -42,6 +43,17 @@ class DeviceView:
     conditions: list[Row]
 
 
+@dataclass(frozen=True)
+class OfficialView:
+    """What a tool of others said of itself on one device."""
+
+    title: str
+    tokens: str
+    reason: str
+    definition: str
+    rows: list[Row]
+
+
 def write_html(report: dict[str, Any], folder: Path) -> None:
     """Beside report.json."""
     (folder / REPORT_PAGE).write_text(render(report), encoding="utf-8")
@@ -65,6 +77,7 @@ def render(report: dict[str, Any]) -> str:
         stages=Markup(_stages(report)),
         export=_export(report),
         devices=[device_view(section) for section in sections],
+        official=[official_view(section) for section in report.get("official_latency") or []],
         not_measured=why_not_shown(None),
         definitions=sections[0]["definitions"] if sections else {},
     )
@@ -141,6 +154,15 @@ def device_view(section: dict[str, Any]) -> DeviceView:
     return DeviceView(
         section["device"], section["obtained"], reason, tokens, rows, prompts, charts, _conditions(section)
     )
+
+
+def official_view(section: dict[str, Any]) -> OfficialView:
+    """Figures only of a tool that ended well, on a device whose times are its own."""
+    reason = why_no_figures(section)
+    obtained, prompts = section["obtained"], [] if reason else section["by_prompt"]
+    rows = [Row(f"prompt of {item['prompt_tokens']} tokens", figures_text(item), obtained) for item in prompts]
+    title = f"{section['tool']} on {section['device']}"
+    return OfficialView(title, section["token_check"], reason or "", section["definition"] or "", rows)
 
 
 def _rows(latency: Latency) -> list[Row]:

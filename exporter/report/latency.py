@@ -23,6 +23,8 @@ class Status(StrEnum):
     COMPLETE = "complete"
     PARTIAL = "partial"
     VOID = "void"
+    UNCHECKED = "unchecked"
+    """A tool of others ended well, and its token ids are not known: no latency."""
 
 
 @dataclass(frozen=True)

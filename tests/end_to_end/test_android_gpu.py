@@ -14,18 +14,14 @@ pytest.importorskip("executorch", reason="the executorch extra is not installed"
 NOT_RUN = "not run (no runtime on this machine)"
 
 
-@pytest.fixture(scope="session")
-def exported(slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["two_layers", pytest.param("example_model", marks=pytest.mark.slow)])
+def exported(request: pytest.FixtureRequest, slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("android-gpu") / "out"
-    printed = slm_export.succeed("--recipe", "android-gpu", *FAST, "--output", str(output)).stdout
+    model = ("--model", str(request.getfixturevalue(request.param)))
+    printed = slm_export.succeed("--recipe", "android-gpu", *model, *FAST, "--output", str(output)).stdout
     assert f"parity           {NOT_RUN}" in printed
     assert "traced graph     top-1" in printed
     return output
-
-
-@pytest.fixture(scope="session")
-def report(exported: Path) -> dict:
-    return read_json(exported, "report")
 
 
 def test_report_and_manifest_say_that_the_artifact_was_not_run(exported: Path, report: dict) -> None:
@@ -44,16 +40,24 @@ def test_the_graph_equals_the_oracle(report: dict) -> None:
     assert report["quality"]["perplexity_graph"] == pytest.approx(report["quality"]["perplexity_quantized"], rel=1e-3)
 
 
-def test_one_delegate_takes_everything_and_codes_of_the_tied_table_are_stored_once(report: dict) -> None:
+def test_one_delegate_takes_everything_and_codes_of_the_tied_table_are_stored_once(
+    exported: Path, report: dict
+) -> None:
     artifact, plan = report["artifact"], report["plan"]
+    kinds = read_json(exported, "config")["layer_types"]
+    unbounded = kinds.count("full_attention")
     assert artifact["delegates_per_method"] == {"forward": 1}
     assert artifact["delegated_fraction"] == 1.0
     assert artifact["operators_outside"] == {}
     inside = artifact["operators_inside"]
-    assert (inside["sdpa_with_kv_cache.default"], inside["update_cache.default"]) == (2, 8)
+    assert (inside["sdpa_with_kv_cache.default"], inside["update_cache.default"]) == (
+        unbounded,
+        2 * (len(kinds) - unbounded),
+    )
     caches_and_tables = 131_072 + 2 * 512 * 16 * 2  # zeros of one cache, which all share; cosines and sines
     assert artifact["bytes"] < plan["weight_bytes"] + caches_and_tables + 120_000
-    assert report["kv_cache"]["slots_per_layer"] == [512] * 6
+    assert report["kv_cache"]["slots_per_layer"] == [512] * len(kinds)
+    assert report["kv_cache"]["bytes_total"] == plan["kv_bytes_total"]
 
 
 @pytest.mark.slow

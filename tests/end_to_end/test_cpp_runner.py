@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from device_tests.protocol import Memory, Repetition, RunnerRequest, parse_line
 from exporter.quantize.quantized_checkpoint import load_quantized
 from exporter.verify.greedy import greedy_reference
 from tests.conftest import REPOSITORY
-from tests.end_to_end.command import FAST, SlmExport, read_json
+from tests.end_to_end.command import FAST, SlmExport, overrides, read_json
 
 INCLUDE_VARIABLE = "ONNXRUNTIME_INCLUDE"
 ARM64_VARIABLE = "SLM_ARM64_RUNNER"
@@ -76,16 +76,14 @@ def pte_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def program(slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(exported_once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model as a .pte whose operators are this project's own."""
-    output = tmp_path_factory.mktemp("pte") / "out"
-    slm_export.succeed("--recipe", "android-cpu-small", *FAST, "--output", str(output))
-    return output
+    exported = exported_once("--recipe", "android-cpu-small", *FAST)
+    return Path(shutil.copytree(exported, tmp_path_factory.mktemp("pte") / "out"))
 
 
 def export(slm_export: SlmExport, output: Path, settings: tuple[str, ...]) -> Path:
-    overrides = [part for setting in settings for part in ("--set", setting)]
-    slm_export.succeed("--recipe", "onnx-cpu-small", *FAST, *overrides, "--output", str(output))
+    slm_export.succeed("--recipe", "onnx-cpu-small", *FAST, *overrides(*settings), "--output", str(output))
     return output
 
 

@@ -20,8 +20,8 @@ pytest.importorskip("onnxruntime_qnn", reason="the qnn extra is not installed")
 STAGE_BEFORE = {"quantize": "load", "lower": "reference", "verify": "lower"}
 
 
-def _start_and_wait_for(command: SlmExport, output: Path, finished_stage: str) -> subprocess.Popen[str]:
-    process = command.start("--recipe", "android-npu", *FAST, "--output", str(output))
+def _start_and_wait_for(command: SlmExport, model: Path, output: Path, finished_stage: str) -> subprocess.Popen[str]:
+    process = command.start("--recipe", "android-npu", "--model", str(model), *FAST, "--output", str(output))
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip().startswith(finished_stage):
@@ -62,10 +62,10 @@ def _wait_until_gone(command: SlmExport) -> list[int]:
     ],
 )
 def test_an_interrupted_export_leaves_no_output_and_no_process(
-    tmp_path: Path, slm_export: SlmExport, stage: str, how: signal.Signals
+    tmp_path: Path, slm_export: SlmExport, two_layers: Path, stage: str, how: signal.Signals
 ) -> None:
     command, output = SlmExport(slm_export.repository, tmp_path / "cache"), tmp_path / "place" / "out"
-    process = _start_and_wait_for(command, output, STAGE_BEFORE[stage])
+    process = _start_and_wait_for(command, two_layers, output, STAGE_BEFORE[stage])
     time.sleep(2)  # well inside the stage: its child, if any, is running
     os.kill(process.pid, how)
     _, errors = process.communicate(timeout=30)

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import FAST, SlmExport, read_json
+from tests.end_to_end.command import FAST, SlmExport, overrides, read_json
 
 pytest.importorskip("coremltools", reason="the coreml extra is not installed")
 
-RECIPES = ("ios", "ios-ane")
 
-
-@pytest.fixture(scope="session", params=RECIPES)
+@pytest.fixture(scope="module", params=["ios", "ios-ane"])
 def exported(request: pytest.FixtureRequest, slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp(request.param) / "out"
     slm_export.succeed("--recipe", request.param, *FAST, "--output", str(output))
     return output
-
-
-@pytest.fixture
-def report(exported: Path) -> dict:
-    return read_json(exported, "report")
 
 
 def test_every_gate_passes_with_all_rings_wrapped_twice(report: dict) -> None:
@@ -51,34 +42,28 @@ def test_the_manifest_says_that_no_apple_runtime_took_part(exported: Path) -> No
 
 
 def test_verify_repeats_the_figures_from_files_alone(slm_export: SlmExport, exported: Path, report: dict) -> None:
-    again = json.loads(slm_export.succeed("verify", str(exported), "--json").stdout)
+    again = slm_export.verified(exported)
     assert again["parity"]["mean_kl"] == report["parity"]["mean_kl"]
     assert again["parity"]["exact"] == report["parity"]["exact"]
 
 
-@pytest.mark.parametrize("name", ["Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"])
-def test_verify_catches_one_changed_byte(slm_export: SlmExport, exported: Path, tmp_path: Path, name: str) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(exported, damaged)
-    file = damaged / "model.mlpackage" / name
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    failed = slm_export.run("verify", str(damaged))
-    assert failed.returncode == 4
-    assert name in failed.stderr
+def test_verify_catches_one_changed_byte_of_any_file(slm_export: SlmExport, exported: Path, tmp_path: Path) -> None:
+    names = (
+        "model.mlpackage/Data/com.apple.CoreML/model.mlmodel",
+        "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin",
+    )
+    slm_export.require_changed_bytes_are_caught(exported, names, tmp_path / "damaged")
 
 
-def test_generate_continues_a_text(slm_export: SlmExport, exported: Path) -> None:
-    arguments = ("generate", str(exported), "--prompt", "Once upon a time, there was a little", "--max-tokens", "6")
-    text = slm_export.succeed(*arguments).stdout
-    assert text.split()[0].isalpha()
+def test_generate_continues_a_text_as_the_oracle_does(slm_export: SlmExport, exported: Path) -> None:
+    slm_export.require_greedy_text(exported)
 
 
 @pytest.mark.parametrize("recipe", ["ios", pytest.param("ios-ane", marks=pytest.mark.slow)])
 def test_an_int4_cache_exports_too(slm_export: SlmExport, tmp_path: Path, recipe: str) -> None:
-    """On all windows: a single one has too few tokens to judge agreement to a percent."""
-    slm_export.succeed("--recipe", recipe, "--set", "kv_cache.bits=4", "--output", str(tmp_path / "out"))
+    """On four windows: a single one has too few tokens to judge agreement to a percent."""
+    settings = overrides("kv_cache.bits=4", "verify.windows=4", "verify.quality_windows=4")
+    slm_export.succeed("--recipe", recipe, *settings, "--output", str(tmp_path / "out"))
     report = read_json(tmp_path / "out", "report")
     assert report["parity"]["passed"]
     assert report["parity"]["exact"]["mean_kl"] < 1e-5
@@ -90,8 +75,7 @@ def test_an_int4_cache_exports_too(slm_export: SlmExport, tmp_path: Path, recipe
 @pytest.mark.slow
 def test_a_window_with_sinks_exports_too(slm_export: SlmExport, tmp_path: Path) -> None:
     settings = ("cache.window=48", "cache.sinks=4", "cache.chunk=16", "gates.perplexity_quantized_percent_max=null")
-    overrides = [part for setting in settings for part in ("--set", setting)]
-    slm_export.succeed("--recipe", "ios", *FAST, *overrides, "--output", str(tmp_path / "out"))
+    slm_export.succeed("--recipe", "ios", *FAST, *overrides(*settings), "--output", str(tmp_path / "out"))
     report = read_json(tmp_path / "out", "report")
     assert report["parity"]["exact"]["max_abs_error"] < 1e-4
     assert max(report["kv_cache"]["slots_per_layer"]) == 80

@@ -7,21 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import FAST, SlmExport, read_json
+from tests.end_to_end.command import FAST, SlmExport, export_fixture
 
 pytest.importorskip("coremltools", reason="the coreml extra is not installed")
 pytest.importorskip("executorch", reason="the executorch extra is not installed")
 
-
-@pytest.fixture(scope="module")
-def exported(slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("ios-executorch") / "out"
-    slm_export.succeed("--recipe", "ios-executorch", *FAST, "--output", str(output))
-    return output
+exported = export_fixture("--recipe", "ios-executorch", *FAST, model="two_layers")
 
 
-def test_the_package_taken_out_of_the_program_passes_every_gate(exported: Path) -> None:
-    report = read_json(exported, "report")
+def test_the_package_taken_out_of_the_program_passes_every_gate(report: dict) -> None:
     assert report["parity"]["passed"]
     assert report["parity"]["exact"]["max_abs_error"] < 1e-4
     assert report["parity"]["mean_kl"] <= 1e-3
@@ -36,5 +30,4 @@ def test_inspect_and_generate_read_the_program(slm_export: SlmExport, exported: 
     facts = json.loads(slm_export.succeed("inspect", str(exported / "model.pte"), "--json").stdout)
     assert facts["package"] == str(exported / "model.pte")
     assert list(facts["functions"]) == ["main"]
-    arguments = ("generate", str(exported), "--prompt", "Once upon a time, there was a little", "--max-tokens", "6")
-    assert slm_export.succeed(*arguments).stdout.split()[0].isalpha()
+    slm_export.require_greedy_text(exported)

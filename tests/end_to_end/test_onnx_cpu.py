@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import FAST, SlmExport, read_json
+from tests.end_to_end.command import FAST, PROMPT, SlmExport, export_fixture, overrides, read_json
 
 pytest.importorskip("onnx_ir", reason="the onnx extra is not installed")
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
@@ -21,16 +21,7 @@ import onnx
 SMALL = ("--recipe", "onnx-cpu-small", *FAST)
 
 
-@pytest.fixture(scope="session")
-def exported(slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("onnx") / "out"
-    slm_export.succeed(*SMALL, "--output", str(output))
-    return output
-
-
-@pytest.fixture(scope="session")
-def report(exported: Path) -> dict:
-    return read_json(exported, "report")
+exported = export_fixture(*SMALL)
 
 
 def test_every_gate_passes_with_all_rings_wrapped(report: dict) -> None:
@@ -55,40 +46,20 @@ def test_the_manifest_says_what_a_runtime_must_offer(exported: Path) -> None:
 
 
 def test_verify_repeats_the_figures_from_files_alone(slm_export: SlmExport, exported: Path, report: dict) -> None:
-    again = json.loads(slm_export.succeed("verify", str(exported), "--json").stdout)
-    assert again["parity"]["mean_kl"] == report["parity"]["mean_kl"]
+    assert slm_export.verified(exported)["parity"]["mean_kl"] == report["parity"]["mean_kl"]
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "host.json"])
-def test_verify_catches_one_changed_byte(slm_export: SlmExport, exported: Path, tmp_path: Path, name: str) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(exported, damaged)
-    content = bytearray((damaged / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (damaged / name).write_bytes(content)
-    failed = slm_export.run("verify", str(damaged))
-    assert failed.returncode == 4
-    assert name in failed.stderr
+def test_verify_catches_one_changed_byte_of_any_file(slm_export: SlmExport, exported: Path, tmp_path: Path) -> None:
+    names = ("model.onnx", "model.onnx.data", "host.json")
+    slm_export.require_changed_bytes_are_caught(exported, names, tmp_path / "damaged")
 
 
 def test_a_profile_says_where_the_time_of_a_token_goes(slm_export: SlmExport, exported: Path) -> None:
-    found = json.loads(
-        slm_export.succeed("profile", str(exported), "--position", "70", "--tokens", "5", "--json").stdout
-    )
-    products = next(operator for operator in found["operators"] if operator["name"] == "MatMulNBits")
-    assert products["calls"] == 25  # four products in each of six layers, and the head
-    accounted = sum(operator["ms"] for operator in found["operators"]) + found["between_operators_ms"]
-    assert found["ms_per_token"]["traced_p50"] <= accounted * 1.01
-    assert found["bytes_per_token"]["weights"] > 3_000_000
-    assert found["read_gb_s"]["effective"] > 0
-    assert slm_export.run("profile", str(exported), "--position", "510").returncode == 2
+    slm_export.require_profile(exported, "MatMulNBits")
 
 
-def test_generate_continues_a_text(slm_export: SlmExport, exported: Path) -> None:
-    arguments = ("generate", str(exported), "--prompt", "Once upon a time, there was a little", "--max-tokens", "6")
-    first, second = slm_export.succeed(*arguments).stdout, slm_export.succeed(*arguments).stdout
-    assert first == second
-    assert first.split()[0].isalpha()
+def test_generate_continues_a_text_as_the_oracle_does(slm_export: SlmExport, exported: Path) -> None:
+    slm_export.require_greedy_text(exported)
 
 
 def test_two_exports_are_byte_identical_but_for_times(slm_export: SlmExport, exported: Path, tmp_path: Path) -> None:
@@ -103,8 +74,7 @@ def test_an_int4_cache_with_a_window_and_sinks_exports_too(slm_export: SlmExport
     settings = ("kv_cache.bits=4", "kv_cache.zero_point=true", "cache.window=48", "cache.sinks=4", "cache.chunk=16")
     # A model that never saw sinks or this window loses quality; what is tested is that the artifact does what the oracle does.
     settings += ("gates_int4_kv.perplexity_quantized_percent_max=null",)
-    overrides = [part for setting in settings for part in ("--set", setting)]
-    slm_export.succeed(*SMALL, *overrides, "--output", str(tmp_path / "out"))
+    slm_export.succeed(*SMALL, *overrides(*settings), "--output", str(tmp_path / "out"))
     report = read_json(tmp_path / "out", "report")
     assert report["parity"]["passed"]
     assert max(report["kv_cache"]["slots_per_layer"]) == 48 + 16 - 1 + 4
@@ -143,12 +113,7 @@ def test_a_failing_second_target_leaves_nothing(slm_export: SlmExport, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["other.yaml"]
 
 
-@pytest.fixture(scope="session")
-def grouped(slm_export: SlmExport, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("gqa") / "out"
-    settings = ("onnx.attention=gqa", "onnx.attention_terms=1", "kv_cache.bits=32")
-    slm_export.succeed(*SMALL, *(part for setting in settings for part in ("--set", setting)), "--output", str(output))
-    return output
+grouped = export_fixture(*SMALL, *overrides("onnx.attention=gqa", "onnx.attention_terms=1", "kv_cache.bits=32"))
 
 
 def test_grouped_query_attention_passes_every_gate(grouped: Path) -> None:
@@ -163,7 +128,7 @@ def test_the_example_host_writes_the_same_text(
     fixture: str, slm_export: SlmExport, request: pytest.FixtureRequest
 ) -> None:
     """With onnxruntime, numpy and tokenizers alone: `examples/onnx_generate.py` shares no code with the driver."""
-    exported, prompt = request.getfixturevalue(fixture), "Once upon a time, there was a little"
+    exported, prompt = request.getfixturevalue(fixture), PROMPT
     example = slm_export.repository / "examples" / "onnx_generate.py"
     command = [sys.executable, str(example), str(exported), prompt, "12"]
     written = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout.strip()

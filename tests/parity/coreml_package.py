@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from driven import scored
 
 from exporter.decoder.torch_ops import TorchOps
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quantized, save_quantized
-from exporter.targets.coreml.driver import CoreMlDriver, open_driver, open_exact_driver
+from exporter.targets.coreml.driver import open_driver, open_exact_driver
 from exporter.targets.coreml.lower import lower_in_child
 from exporter.targets.coreml.profile import Profile
 from exporter.verify.parity import compare_logits, window_logits
@@ -27,13 +27,6 @@ def lower_coreml(decoder: QuantizedDecoder, profile: Profile, folder: Path) -> Q
     arguments = {"quantized": str(folder), "artifact": str(folder), "profile": profile.value}
     lower_in_child(arguments, lambda event: None)
     return load_quantized(folder)
-
-
-def scored(driver: CoreMlDriver, token_ids: list[int], prefilled: int) -> torch.Tensor:
-    driver.reset()
-    logits = [driver.prefill(token_ids[:prefilled])] if prefilled else []
-    logits += [driver.decode(token_id)[None] for token_id in token_ids[prefilled:]]
-    return torch.from_numpy(np.concatenate(logits))
 
 
 def require_parity(

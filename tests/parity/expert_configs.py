@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from config_fields import SHAPE, unusual
 from transformers import (
     DeepseekV2Config,
     DeepseekV3Config,
@@ -12,21 +13,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-SHAPE = {
-    "vocab_size": 101,
-    "hidden_size": 96,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 8192,
-}
-UNUSUAL = {
-    "hidden_act": "gelu",
-    "rms_norm_eps": 1e-3,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-}
+UNUSUAL = unusual()
 SPARSE = {"decoder_sparse_step": 2, "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3}
 SPARSE |= {"norm_topk_prob": True}
 QWEN2 = SPARSE | {"qkv_bias": False, "shared_expert_intermediate_size": 28}
@@ -54,7 +41,7 @@ LATENT = {
 }
 LIMITED = LATENT | {"topk_method": "group_limited_greedy", "mlp_bias": True}
 SIGMOIDS = LATENT | {"norm_topk_prob": False, "rope_interleave": False}
-UNTIED = {name: value for name, value in UNUSUAL.items() if name != "hidden_act"}
+UNTIED = unusual("hidden_act")
 
 EXPERT_CONFIGS = {
     "qwen2_moe": Qwen2MoeConfig(**SHAPE, **UNUSUAL, **QWEN2),

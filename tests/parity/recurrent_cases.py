@@ -32,6 +32,15 @@ HYBRID = {
     "mamba_proj_bias": True,
 }
 """Two groups of four heads; 64 inner channels."""
+SCANNED = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "state_size": 6,
+    "conv_kernel": 3,
+    "use_bias": True,
+}
+"""No attention at all."""
 SMALL = 0.05
 """Blocks without residuals around them multiply the rounding of float32: against float64, transformers errs as much as the decoder."""
 
@@ -49,32 +58,12 @@ def lfm2(**changes: Any) -> Lfm2Config:
 
 
 def mamba(**changes: Any) -> MambaConfig:
-    switches = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "state_size": 6,
-        "conv_kernel": 3,
-        "use_bias": True,
-        "time_step_rank": 5,
-        "tie_word_embeddings": False,
-    }
+    switches = SCANNED | {"time_step_rank": 5, "tie_word_embeddings": False}
     return MambaConfig(**switches | changes)
 
 
 def mamba2(**changes: Any) -> Mamba2Config:
-    switches = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_heads": 8,
-        "head_dim": 8,
-        "n_groups": 2,
-        "state_size": 6,
-        "conv_kernel": 3,
-        "use_bias": True,
-        "chunk_size": 8,
-    }
+    switches = SCANNED | {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8}
     return Mamba2Config(**switches | changes)
 
 

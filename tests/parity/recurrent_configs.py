@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from expert_configs import SHAPE
+from config_fields import MULTIPLIERS, SHAPE, unusual
 from transformers import (
     BambaConfig,
     FalconH1Config,
@@ -16,18 +16,8 @@ from transformers import (
     Zamba2Config,
 )
 
-ATTENDED = {
-    "rms_norm_eps": 1e-3,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-}
-MULTIPLIERS = {
-    "embedding_multiplier": 2.0,
-    "residual_multiplier": 0.5,
-    "attention_multiplier": 0.25,
-    "logits_scaling": 3.0,
-}
-ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+ATTENDED = unusual("hidden_act")
+ROPE = {"rope_parameters": unusual()["rope_parameters"]}
 CONVOLVED = ROPE | {
     "norm_eps": 1e-3,
     "tie_word_embeddings": False,
@@ -123,7 +113,7 @@ GRANITE_HYBRID = (
         "position_embedding_type": "rope",
     }
 )
-WITHOUT_ROTARY = {name: value for name, value in ATTENDED.items() if name != "rope_parameters"}
+WITHOUT_ROTARY = unusual("hidden_act", "rope_parameters")
 # transformers writes Bamba's rotated share into the dictionary that it is given
 RECURRENT_CONFIGS = {
     "lfm2": Lfm2Config(**SHAPE, **CONVOLVED),

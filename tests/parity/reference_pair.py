@@ -25,6 +25,7 @@ class Pair:
     """An opened checkpoint and the logits of transformers for the same tokens."""
 
     checkpoint: Checkpoint
+    weights: WeightsInMemory
     token_ids: torch.Tensor
     chunks: tuple[int, ...]
     context: int
@@ -32,14 +33,15 @@ class Pair:
     cached: torch.Tensor
 
     def logits(self) -> torch.Tensor:
-        """TorchOps' logits for every token: the chunks first, the rest one by one."""
-        return decoder_logits(self.checkpoint.spec, self.checkpoint, self.token_ids, self.chunks, self.context)
+        """TorchOps' logits for every token: the chunks first, the rest one by one. Reading files for every single token would take
+        most of the time; one chunk from the files is compared elsewhere."""
+        return decoder_logits(self.checkpoint.spec, self.weights, self.token_ids, self.chunks, self.context)
 
     def assert_broken_by(self, fault: Fault) -> None:
         """Asserts that both the prefill and the first decode steps after it go wrong."""
         spec, prefill = fault(self.checkpoint.spec), sum(self.chunks)
         token_ids = self.token_ids[: prefill + 6]
-        wrong = decoder_logits(spec, WeightsInMemory.read(self.checkpoint), token_ids, self.chunks, self.context)
+        wrong = decoder_logits(spec, self.weights, token_ids, self.chunks, self.context)
         assert largest_error(wrong[:prefill], self.one_pass[:prefill]) > BREAKAGE
         assert largest_error(wrong[prefill:], self.cached[prefill : len(token_ids)]) > BREAKAGE
 
@@ -50,4 +52,5 @@ def open_pair(
     model = load_reference(folder, implementation)
     cached = cached_reference_logits(model, token_ids, prefill=sum(chunks))
     one_pass = reference_logits(model, token_ids)
-    return Pair(open_checkpoint(folder), token_ids, chunks, context, one_pass, cached)
+    checkpoint = open_checkpoint(folder)
+    return Pair(checkpoint, WeightsInMemory.read(checkpoint), token_ids, chunks, context, one_pass, cached)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from config_fields import MULTIPLIERS, SHAPE, unusual
 from expert_configs import EXPERT_CONFIGS, EXPERT_OPTIONAL
 from optimum.utils import NormalizedConfigManager
 from random_checkpoint import edit_config
@@ -39,33 +40,9 @@ from exporter.checkpoint.weight_map import WeightMap
 from exporter.decoder.spec import DecoderSpec
 from exporter.errors import CheckpointError
 
-SHAPE = {
-    "vocab_size": 101,
-    "hidden_size": 96,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 8192,
-}
-"""No two fields are equal, so that one read for another cannot agree."""
-
-UNUSUAL = {
-    "hidden_act": "gelu",
-    "rms_norm_eps": 1e-3,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-}
-"""Optional fields with values other than their defaults."""
-
+UNUSUAL = unusual()
 WINDOWED = {"use_sliding_window": True, "sliding_window": 77, "max_window_layers": 1}
 
-MULTIPLIERS = {
-    "embedding_multiplier": 2.0,
-    "residual_multiplier": 0.5,
-    "attention_multiplier": 0.25,
-    "logits_scaling": 3.0,
-}
 GEMMA = UNUSUAL | {"tie_word_embeddings": False}
 CAPPED = {
     "head_dim": 20,
@@ -85,7 +62,7 @@ LOCAL = {
     },
 }
 
-WITHOUT_NORM = {name: value for name, value in UNUSUAL.items() if name != "rms_norm_eps"}
+WITHOUT_NORM = unusual("rms_norm_eps")
 TURNING = WITHOUT_NORM | {"tie_word_embeddings": False, "no_rope_layers": [0, 1, 0], "pad_token_id": 0}
 PARALLEL = {"layer_norm_eps": 1e-3, "use_qkv_bias": True, "use_parallel_residual": True}
 
@@ -103,8 +80,8 @@ CONFIGS |= {
     "phi3": Phi3Config(**SHAPE, **UNUSUAL, pad_token_id=0, sliding_window=77),
     "smollm3": SmolLM3Config(**SHAPE, **TURNING, attention_bias=True, mlp_bias=True),
     "olmo2": Olmo2Config(**SHAPE, **UNUSUAL, attention_bias=True),
-    "phi": PhiConfig(**SHAPE, **WITHOUT_NORM, layer_norm_eps=1e-3, qk_layernorm=True),
-    "stablelm": StableLmConfig(**SHAPE, **WITHOUT_NORM, **PARALLEL),
+    "phi": PhiConfig(**SHAPE, **unusual("rms_norm_eps"), layer_norm_eps=1e-3, qk_layernorm=True),
+    "stablelm": StableLmConfig(**SHAPE, **unusual("rms_norm_eps"), **PARALLEL),
 }
 UNTIED = {"vocab_size": 101, "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False}
 SCALES = {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True, "n_inner": 40}
@@ -125,7 +102,7 @@ UNGROUPED = {name: value for name, value in SHAPE.items() if name != "num_key_va
 SEQUENTIAL = {"layer_norm_eps": 1e-3, "use_parallel_residual": False, "attention_bias": False}
 CONFIGS |= {
     "gpt2": GPT2Config(**UNTIED, **SCALES, n_embd=96, n_layer=3, n_head=12, n_positions=77, activation_function="relu"),
-    "gpt_neox": GPTNeoXConfig(**UNGROUPED, **WITHOUT_NORM, **SEQUENTIAL),
+    "gpt_neox": GPTNeoXConfig(**UNGROUPED, **unusual("rms_norm_eps"), **SEQUENTIAL),
     "falcon": FalconConfig(**UNTIED, **BLOCKS),
     "mpt": MptConfig(**UNTIED, d_model=96, n_layers=3, n_heads=12, max_seq_len=77, attn_config={"softmax_scale": 0.5}),
     "bloom": BloomConfig(**UNTIED, hidden_size=96, n_layer=3, n_head=12, seq_length=77),

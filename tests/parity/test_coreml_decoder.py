@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("coremltools", reason="the coreml extra is not installed")
 
-from coreml_package import lower_coreml, require_parity, scored
+from coreml_package import lower_coreml, require_parity
+from driven import scored
 
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.spec import Activation, RotaryScaling, RotaryScalingKind
@@ -79,7 +80,12 @@ def export(
 def test_codecs_compose_with_windows_and_sinks(
     kv_format: KvFormat, cache: str, profile: Profile, tmp_path: Path
 ) -> None:
-    require_parity(export(TinyModel(), kv_format, CACHES[cache], profile, tmp_path), tmp_path)
+    """And the cache takes the bytes of its codec."""
+    decoder = export(TinyModel(), kv_format, CACHES[cache], profile, tmp_path)
+    require_parity(decoder, tmp_path)
+    attention = decoder.spec.layers[0].attention
+    per_slot = 2 * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
+    assert open_driver(tmp_path).kv_bytes() == per_slot * sum(layer.slots for layer in decoder.layout)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -126,17 +132,6 @@ def test_palettes_and_int8_tables(profile: Profile, tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         require_parity(export(model, CODECS["int4"], CACHES["sinks"], profile, folder, weight_format), folder)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_the_cache_takes_the_bytes_of_its_codec(profile: Profile, tmp_path: Path) -> None:
-    for name, kv_format in CODECS.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        decoder = export(TinyModel(), kv_format, CACHES["sinks"], profile, folder)
-        attention = decoder.spec.layers[0].attention
-        per_slot = 2 * attention.kv_heads * kv_format.vector_bytes(attention.head_dim)
-        assert open_driver(folder).kv_bytes() == per_slot * sum(layer.slots for layer in decoder.layout)
 
 
 def test_int4_states_are_more_than_two_and_a_half_times_smaller_at_head_dim_64() -> None:

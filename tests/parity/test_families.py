@@ -18,7 +18,6 @@ from random_checkpoint import (
     PREFILL,
     STEPS,
     TOLERANCE,
-    WeightsInMemory,
     decoder_logits,
     edit_config,
     largest_error,
@@ -131,7 +130,7 @@ def test_gelu_and_its_approximation_are_told_apart(pair: Pair) -> None:
 )
 def test_every_weight_moves_the_logits(pair: Pair) -> None:
     """Each weight in turn with its rows (or its one row) rotated by one: a weight read under another's name cannot go unnoticed."""
-    spec, right = pair.checkpoint.spec, WeightsInMemory.read(pair.checkpoint)
+    spec, right = pair.checkpoint.spec, pair.weights
     unnoticed = []
     for weight in decoder_weights(spec):
         wrong = right.replace(weight.name, right.dense(weight.name).roll(1, 0 if weight.shape[0] > 1 else -1))
@@ -149,7 +148,7 @@ def test_tied_head_is_the_embedding_table(pair: Pair) -> None:
     assert "lm_head.weight" not in checkpoint.tensors
     assert HEAD not in {weight.name for weight in decoder_weights(checkpoint.spec)}
     untied = dataclasses.replace(checkpoint.spec, tied_embedding=False)
-    weights, prompt = WeightsInMemory.read(checkpoint), pair.token_ids[:PREFILL]
+    weights, prompt = pair.weights, pair.token_ids[:PREFILL]
     table = weights.dense(EMBEDDING)
     same = decoder_logits(untied, weights.replace(HEAD, table), prompt, CHUNKS)
     other = decoder_logits(untied, weights.replace(HEAD, table.roll(1, 0)), prompt, CHUNKS)

@@ -17,6 +17,7 @@ from quantized_case import quantized_case
 from recurrent_cases import RECURRENT_CASES
 
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.recipe import load_recipe
 from exporter.targets.base import find_target
 from exporter.targets.coreml.profile import Profile
@@ -36,11 +37,21 @@ def cases() -> Iterator[object]:
         yield pytest.param(case, id=family, marks=pytest.mark.slow if slow else ())
 
 
+@pytest.fixture(scope="module", params=cases())
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, QuantizedDecoder]:
+    """A case with its decoder, which both profiles share."""
+    with torch.no_grad():
+        folder = tmp_path_factory.mktemp("family")
+        decoder = quantized_case(CASES[request.param], folder, KvFormat(16, KvScaling.NONE), ScaleFormat.FP16)
+    return request.param, decoder
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("profile", RECIPES)
-@pytest.mark.parametrize("case", cases())
-def test_a_family_is_refused_or_its_package_equals_the_oracle(case: str, profile: Profile, tmp_path: Path) -> None:
-    decoder = quantized_case(CASES[case], tmp_path, KvFormat(16, KvScaling.NONE), ScaleFormat.FP16)
+def test_a_family_is_refused_or_its_package_equals_the_oracle(
+    quantized: tuple[str, QuantizedDecoder], profile: Profile, tmp_path: Path
+) -> None:
+    case, decoder = quantized
     recipe = load_recipe(RECIPES[profile])
     refusals = find_target(recipe.target.kind).refusals(decoder.spec, recipe)
     assert bool(refusals) == (case in REFUSED[profile])

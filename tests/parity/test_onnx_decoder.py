@@ -11,7 +11,8 @@ import torch
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 pytest.importorskip("onnx_ir", reason="the onnx extra is not installed")
 
-from onnx_artifact import SETTINGS, lower_onnx, require_parity, scored
+from driven import scored
+from onnx_artifact import SETTINGS, lower_onnx, require_parity
 
 from exporter.decoder.cache import CacheSettings, LayerCache, cache_layout
 from exporter.decoder.spec import Activation, RotaryScaling, RotaryScalingKind

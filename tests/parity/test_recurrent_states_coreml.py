@@ -14,7 +14,8 @@ import torch
 pytest.importorskip("coremltools", reason="the coreml extra is not installed")
 
 from all_cases import CASES
-from coreml_package import EXACT_LIMIT, lower_coreml, scored
+from coreml_package import EXACT_LIMIT, lower_coreml
+from driven import scored
 from quantized_case import CHUNK, quantized_case
 from random_checkpoint import CONTEXT
 

@@ -12,7 +12,8 @@ pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 pytest.importorskip("onnx_ir", reason="the onnx extra is not installed")
 
 from all_cases import CASES
-from onnx_artifact import SETTINGS, lower_onnx, scored
+from driven import scored
+from onnx_artifact import SETTINGS, lower_onnx
 from quantized_case import quantized_case
 from recurrent_cases import RECURRENT_FAMILIES
 
@@ -65,9 +66,7 @@ def test_a_new_conversation_knows_nothing_of_the_last_one(hybrid: tuple[Quantize
     driver, token_ids = open_driver(folder), random_tokens(decoder.spec, 30, seed=2)
     fresh = scored(driver, token_ids, 17)
     for length in (1, 2):  # the states of either buffer are the newer ones
-        driver.reset()
         scored(driver, random_tokens(decoder.spec, length, seed=3), 0)
-        driver.reset()
         np.testing.assert_array_equal(scored(driver, token_ids, 17), fresh)
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("executorch", reason="the executorch extra is not installed")
 
+from driven import scored
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import OperatorCall
 
 from exporter.child import run_child
@@ -57,10 +57,7 @@ def require_equal(decoder: QuantizedDecoder, largest_error: float) -> None:
     token_ids = random_tokens(decoder.spec, 90, seed=5)
     expected = window_logits(decoder.oracle(), decoder.spec, token_ids, decoder.chunk)
     for prefilled in (70, 0):
-        driver.reset()
-        logits = [driver.prefill(token_ids[:prefilled])] if prefilled else []
-        logits += [driver.decode(token_id)[None] for token_id in token_ids[prefilled:]]
-        figures = compare_logits(expected, torch.from_numpy(np.concatenate(logits)))
+        figures = compare_logits(expected, scored(driver, token_ids, prefilled))
         assert figures.max_abs_error < largest_error
         assert figures.top1_agreement == 1
 
@@ -98,7 +95,7 @@ def test_scores_that_are_capped_scaled_or_sloped(change: dict[str, Any]) -> None
     require_equal(replace(decoder, spec=replace(decoder.spec, layers=layers)), 2e-3)
 
 
-@pytest.fixture(scope="module", params=[16, pytest.param(32, marks=pytest.mark.slow)], ids=["fp16", "float32"])
+@pytest.fixture(scope="module", params=[16, 32], ids=["fp16", "float32"])
 def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, dict]:
     """Two layers, one of which sees everything, so that both kinds of attention are in the program."""
     folder = tmp_path_factory.mktemp("vulkan")
@@ -115,6 +112,7 @@ def lower(folder: Path) -> dict[str, Any]:
     return run_child(function, arguments, folder / "lower.log", 600.0)
 
 
+@pytest.mark.slow
 def test_one_delegate_takes_every_operator_and_the_caches_have_the_bytes_of_the_plan(
     lowered: tuple[int, Path, dict],
 ) -> None:

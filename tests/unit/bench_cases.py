@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from device_tests.conditions import Conditions, Identity, Snapshot
+from device_tests.devices.base import RunnerFiles
 from device_tests.devices.local import LocalDevice
 from device_tests.harness import Heard, Measurement
+from device_tests.official import PARSERS, OfficialFigures
+from device_tests.official_run import OfficialJob, OfficialMeasurement, Prompt
 from device_tests.protocol import Loaded, Memory, Probe, Repetition, RunnerRequest
 from exporter.errors import SlmExportError
 from exporter.targets.base import Obtained
@@ -44,3 +49,12 @@ def measured(
     identity = Identity("Linux 6.1", "aarch64", "core", "soc", "phone", "Android 15", 8_000_000_000)
     conditions = Conditions(identity, snapshot(0.0), (snapshot(1.0),), snapshot(9.0))
     return Measurement(PretendDevice(obtained), request, heard, conditions, failure)
+
+
+def measured_by_a_tool() -> OfficialMeasurement:
+    """One prompt, two runs."""
+    tool, figures = PARSERS.get("executorch"), [OfficialFigures("executorch", "as it is", 1.0, 2.0, 3.0, 4.0)] * 2
+    job = OfficialJob(
+        Path("out"), (), RunnerFiles(("tool",)), tool, (), (Prompt(8, "text"),), 4, 1, 2, 9.0, Path("tool.log")
+    )
+    return OfficialMeasurement(PretendDevice(), job, ["tool"], [figures], measured().conditions)

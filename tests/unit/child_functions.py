@@ -22,10 +22,17 @@ def echo_size(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     return {"size": len(arguments["text"]), "text": arguments["text"]}
 
 
+def note_end(arguments: dict[str, Any]) -> None:
+    """Whoever finds the file knows that a function was not stopped."""
+    if "end_file" in arguments:
+        Path(arguments["end_file"]).touch()
+
+
 def count(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
     for step in range(arguments["steps"]):
         emit({"step": step})
         time.sleep(arguments.get("pause_s", 0.0))
+    note_end(arguments)
     return {"steps": arguments["steps"]}
 
 
@@ -83,11 +90,14 @@ def sleep(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
         partial.write_text(str(os.getpid()), encoding="utf-8")
         partial.rename(arguments["pid_file"])
     time.sleep(arguments["seconds"])
+    note_end(arguments)
     return {}
 
 
 def sleep_in_grandchild(arguments: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    os.system(f"sleep {arguments['seconds']}")  # keeps the child's descriptors, as native code does
+    os.system(
+        f"sleep {arguments['seconds']}; touch '{arguments['end_file']}'"
+    )  # keeps descriptors, as native code does
     return {}
 
 

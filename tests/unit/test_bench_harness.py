@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +50,8 @@ class Countdown:
         return self._prefer(token_ids[-1] + 1)
 
     def prefill(self, token_ids: list[int]) -> np.ndarray:
-        raise NotImplementedError
+        self.calls.append("prefill")
+        return np.stack([self._prefer(token_id + 1) for token_id in token_ids])
 
     def decode(self, token_id: int) -> np.ndarray:
         self.calls.append("decode")
@@ -106,11 +106,11 @@ def test_a_runner_that_ends_early_without_a_word_is_a_failure(tmp_path: Path) ->
 
 def test_a_runner_that_hangs_ends_with_the_time_limit_and_leaves_no_process(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    started = time.monotonic()
     found = talking(tmp_path, f"open({str(note)!r}, 'w').write(str(__import__('os').getpid())); time.sleep(60)", 2.0)
-    assert time.monotonic() - started < 15
     assert found.failure is not None
     assert found.failure.exit_code == ExitCode.TOOLCHAIN_MISSING
+    assert "nothing ended within 2 s" in found.failure.message
+    assert len(found.heard.repetitions) == 1
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)
 

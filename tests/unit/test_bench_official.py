@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from device_tests.official import OfficialFigures, parse_official
+from device_tests.official import PARSERS, OfficialFigures, parse_official
 from exporter.errors import UsageError
 
 OBSERVED = {
@@ -23,6 +23,19 @@ OBSERVED = {
     "aggregate_sampling_time_ms": 3,
     "SCALING_FACTOR_UNITS_PER_SECOND": 1000,
 }
+
+GENAI = (
+    "Batch size: 1, prompt tokens: 17, tokens to generate: 128\n"
+    "Prompt processing (time to first token):\n\tavg (us):       74700\n\tavg (tokens/s): 227.577\n\tp50 (us):       74544.3\n"
+    "\tstddev (us):    1180.91\n\tn:              5 * 17 token(s)\n"
+    "Token generation:\n\tavg (us):       12868\n\tavg (tokens/s): 77.7119\n\tp50 (us):       12795.2\n"
+    "\tstddev (us):    365.286\n\tn:              635 * 1 token(s)\n"
+    "Token sampling:\n\tavg (us):       300\n\tavg (tokens/s): 3333.3\n\tp50 (us):       298.9\n"
+    "\tstddev (us):    5.28\n\tn:              5 * 1 token(s)\n"
+    "E2E generation (entire generation loop):\n\tavg (ms):       1709.4\n\tp50 (ms):       1708.9\n"
+    "\tstddev (ms):    4.2\n\tn:              5\nPeak working set size: 120 bytes (0.00 MB)\n"
+)
+"""As `model_benchmark` writes it, with numbers of no machine."""
 
 
 def observed(values: dict[str, float]) -> OfficialFigures:
@@ -68,8 +81,29 @@ def test_llama_bench_tests_prompts_and_generation_apart() -> None:
     assert (found.prompt_tokens, found.generated_tokens) == (512, 128)
 
 
-@pytest.mark.parametrize("tool", ["executorch", "executorch-qnn", "minibench", "llama-bench"])
-@pytest.mark.parametrize("text", ["", "{}", "[]x", "PyTorchObserver {", "[3]"])
+def test_genai_counts_the_sampling_of_the_first_token_apart() -> None:
+    found = parse_official("onnxruntime-genai", GENAI)
+    assert found.ttft_ms == pytest.approx(75.0)
+    assert (found.prefill_tokens_per_s, found.decode_tokens_per_s) == (227.577, 77.7119)
+    assert (found.prompt_tokens, found.generated_tokens) == (17, 128)
+    assert parse_official("onnxruntime-genai", GENAI.partition("\n")[2]).prompt_tokens is None
+
+
+@pytest.mark.parametrize("cut", ["Token generation", "\tavg (us)"])
+def test_genai_with_a_part_missing_is_refused(cut: str) -> None:
+    with pytest.raises(UsageError, match="onnxruntime-genai"):
+        parse_official("onnxruntime-genai", "\n".join(line for line in GENAI.splitlines() if not line.startswith(cut)))
+
+
+def test_the_qnn_runner_may_say_what_the_others_say() -> None:
+    found = parse_official("executorch-qnn", f"PyTorchObserver {json.dumps(OBSERVED)}\n")
+    assert (found.tool, found.ttft_ms) == ("executorch-qnn", 90.0)
+
+
+@pytest.mark.parametrize("tool", PARSERS)
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]x", "PyTorchObserver {", "[3]", "PyTorchObserver {}", "nan", "inf", "-3"]
+)
 def test_what_is_no_output_of_a_tool_is_refused(tool: str, text: str) -> None:
     with pytest.raises(UsageError, match=tool):
         parse_official(tool, text)

@@ -88,6 +88,10 @@ def test_vectors_are_encoded_and_decoded_as_the_codec_does(
     np.testing.assert_allclose(found[0].transpose(order), expected.numpy(), atol=2e-6)
 
 
+def cached_shape(layout: Layout, heads: int, tokens: int, width: int) -> tuple[int, ...]:
+    return (1, heads, width, tokens) if layout.channels_first else (1, heads, tokens, width)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("ring", "tokens", "position"), calls(0, 8, 16, 40))
 def test_tokens_go_to_their_slots_and_no_other_slot_changes(
@@ -95,14 +99,14 @@ def test_tokens_go_to_their_slots_and_no_other_slot_changes(
 ) -> None:
     part = StatePart("keys", 2, ring.slots, 3)
     before = normal(1, *part.shape(layout)).half().numpy()
-    new = normal(2, *layout.cached_shape(2, tokens, 3)).half().numpy()
+    new = normal(2, *cached_shape(layout, 2, tokens, 3)).half().numpy()
 
     def build(graph: FunctionGraph) -> object:
         positions = Positions(graph, layout, graph.input("position"), tokens, 64)
         return SlotWriter(graph, layout, positions).write(part, value(graph, "new"), ring)
 
     found, held = run_piece(tmp_path, build, {"keys": before, "new": new}, position)
-    expected = before.reshape(layout.cached_shape(2, ring.slots, 3)).copy()
+    expected = before.reshape(cached_shape(layout, 2, ring.slots, 3)).copy()
     slots = ring.slot_of(np.arange(position, position + tokens))
     if layout.channels_first:
         expected[..., slots] = new

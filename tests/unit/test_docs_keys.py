@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_cases import measured
+from bench_cases import measured, measured_by_a_tool
 from doc_pages import REPORT_PAGE, REPOSITORY, WRITTEN, code_spans, page_name
 
 from exporter.recipe import load_recipe
 
 FILE_ENDINGS = (
     ".onnx",
+    ".gguf",
     ".mlpackage",
     ".mlmodel",
     ".bin",
@@ -37,10 +38,12 @@ def example_report() -> dict[str, Any]:
     from exporter.progress import StageFigures
     from exporter.report.build import build_report, export_section, parity_section, quality_section
     from exporter.report.latency import TokenCheck, latency_section
+    from exporter.report.official import official_section
     from exporter.targets.base import Delegation, LowerOutcome, find_target
+    from exporter.verify.evaluation import EvaluationSet
     from exporter.verify.gates import Gate
     from exporter.verify.parity import ParityFigures
-    from exporter.verify.verification import EvaluationSet, VerificationResult
+    from exporter.verify.verification import VerificationResult
 
     def zeros(kind: Any, **given: Any) -> Any:
         return kind(**{field.name: given.get(field.name, 0) for field in dataclasses.fields(kind)})
@@ -67,7 +70,8 @@ def example_report() -> dict[str, Any]:
     graph = parity_section(find_target("executorch-vulkan"), result)["graph"]
     report["parity"]["graph"] = graph
     section = latency_section(measured(), 1, TokenCheck("oracle", 1, True, 0), None)
-    return {**report, "latency": section, "latency_devices": None}
+    official = official_section(measured_by_a_tool()) | {"conditions": None}  # those of `latency`
+    return {**report, "latency": section, "latency_devices": None, "official_latency": [official]}
 
 
 def flat_keys(value: Any, prefix: str = "") -> set[str]:

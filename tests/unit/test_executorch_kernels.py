@@ -51,10 +51,7 @@ CHUNKS = (17, 1, 1, 24, 1, 24, 24, 1, 24, 24, 24, 3)
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    if build.find_compiler() is None:
-        pytest.skip("no C++ compiler on this machine")
-    pytest.importorskip("executorch.extension.pybindings.portable_lib")
-    return kernel_library(build.operators_library())
+    return kernel_library()
 
 
 def paths(library: ctypes.CDLL) -> list[str]:

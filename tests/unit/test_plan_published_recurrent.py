@@ -1,4 +1,7 @@
-"""Plans of published models with recurrent layers, from the values of their config.json alone."""
+"""Plans of published models with recurrent layers, from the values of their config.json alone, as public copies of it print them.
+
+Jamba v0.1 is what transformers' configuration defaults state.
+"""
 
 from __future__ import annotations
 

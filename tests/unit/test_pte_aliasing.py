@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +33,8 @@ from tests.unit.helpers import TinyModel, quantized_decoder
 MODEL = TinyModel(
     windows=(None,), hidden_size=64, inner_size=64, query_heads=2, head_dim=32, rotated=32, vocab_size=300
 )
-DECODER = quantized_decoder(
-    MODEL, CacheSettings(32, 8), KvFormat(32, KvScaling.NONE), WeightFormat(4, 32, ScaleFormat.BF16)
-)
+SETTINGS = CacheSettings(32, 8), KvFormat(32, KvScaling.NONE), WeightFormat(4, 32, ScaleFormat.BF16)
+DECODER = quantized_decoder(MODEL, *SETTINGS)
 PLAIN = ExecutorchSection(operators="plain")
 
 
@@ -84,21 +85,7 @@ def test_both_users_read_the_same_bytes_of_the_file(written: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_an_untied_decoder_keeps_its_file(tmp_path: Path) -> None:
-    decoder = quantized_decoder(
-        TinyModel(
-            windows=(None,),
-            hidden_size=64,
-            inner_size=64,
-            query_heads=2,
-            head_dim=32,
-            rotated=32,
-            vocab_size=300,
-            tied=False,
-        ),
-        CacheSettings(32, 8),
-        KvFormat(32, KvScaling.NONE),
-        WeightFormat(4, 32, ScaleFormat.BF16),
-    )
+    decoder = quantized_decoder(replace(MODEL, tied=False), *SETTINGS)
     path = tmp_path / PROGRAM_FILE
     write_program(traced_methods(decoder, PLAIN), path)
     before = path.read_bytes()
@@ -107,8 +94,9 @@ def test_an_untied_decoder_keeps_its_file(tmp_path: Path) -> None:
 
 
 def test_lowering_fails_where_the_rewritten_file_says_something_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The program is the one that was written for this file's other tests: lowering it again would take most of the time."""
     save_quantized(DECODER, tmp_path)
 
     def spoil(path: Path) -> Aliasing:
@@ -119,6 +107,8 @@ def test_lowering_fails_where_the_rewritten_file_says_something_else(
         path.write_bytes(raw)
         return stored
 
+    monkeypatch.setattr(lower, "traced_methods", lambda decoder, settings: {})
+    monkeypatch.setattr(lower, "write_program", lambda methods, path: shutil.copyfile(written, path))
     monkeypatch.setattr(lower, "alias_equal_segments", spoil)
     arguments = {"quantized": str(tmp_path), "artifact": str(tmp_path), "settings": {"operators": "plain"}}
     with pytest.raises(GateFailed, match="computes something else"):

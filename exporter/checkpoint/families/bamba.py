@@ -7,6 +7,7 @@ from exporter.checkpoint.recurrent import (
     HYBRID_MAMBA2_NAMES,
     dual_weights,
     hybrid_decoder,
+    hybrid_weights,
     inner_channels,
     numbered_layers,
     read_dual,
@@ -17,18 +18,7 @@ from exporter.decoder.spec import DecoderSpec, NormSpec
 ROTATED_SHARE = 0.5
 """transformers sets it whatever the file says."""
 
-WEIGHTS = LLAMA_WEIGHTS.including(
-    WeightMap.of(
-        {
-            **dual_weights("model.layers.{}.mamba"),
-            "layers.feed_forward_norm": "model.layers.{}.pre_ff_layernorm.weight",
-            "layers.feed_forward.gate": "model.layers.{}.feed_forward.gate_proj.weight",
-            "layers.feed_forward.up": "model.layers.{}.feed_forward.up_proj.weight",
-            "layers.feed_forward.down": "model.layers.{}.feed_forward.down_proj.weight",
-            "final_norm": "model.final_layernorm.weight",
-        }
-    ).sources
-)
+WEIGHTS = hybrid_weights(LLAMA_WEIGHTS, dual_weights("model.layers.{}.mamba"))
 
 
 def decoder_spec(file: Config) -> DecoderSpec:

@@ -1,4 +1,7 @@
-"""DeepSeek-V3 and R1: latent attention, experts by sigmoids and a bias of selection. Layers that predict further tokens are left out."""
+"""DeepSeek-V3 and R1: latent attention, experts by sigmoids and a bias of selection. Layers that predict further tokens are left out.
+
+Its published files hold FP8, which is refused; read are checkpoints whose tensors are floats.
+"""
 
 from dataclasses import replace
 

@@ -9,6 +9,7 @@ from exporter.checkpoint.recurrent import (
     HYBRID_MAMBA2_NAMES,
     dual_weights,
     hybrid_decoder,
+    hybrid_weights,
     inner_channels,
     read_dual,
 )
@@ -16,22 +17,13 @@ from exporter.checkpoint.weight_map import LLAMA_WEIGHTS, QUERY_KEY_VALUE, Weigh
 from exporter.decoder.recurrence import StateSpaceDual
 from exporter.decoder.spec import DecoderSpec, NormSpec
 
-WEIGHTS = LLAMA_WEIGHTS.including(
-    WeightMap.of(
-        {
-            **dual_weights("model.layers.{}.mamba"),
-            "layers.attention.query.bias": "model.layers.{}.self_attn.q_proj.bias",
-            "layers.attention.key.bias": "model.layers.{}.self_attn.k_proj.bias",
-            "layers.attention.value.bias": "model.layers.{}.self_attn.v_proj.bias",
-            "layers.recurrence.input.bias": "model.layers.{}.mamba.in_proj.bias",
-            "layers.feed_forward_norm": "model.layers.{}.pre_ff_layernorm.weight",
-            "layers.feed_forward.gate": "model.layers.{}.feed_forward.gate_proj.weight",
-            "layers.feed_forward.up": "model.layers.{}.feed_forward.up_proj.weight",
-            "layers.feed_forward.down": "model.layers.{}.feed_forward.down_proj.weight",
-            "final_norm": "model.final_layernorm.weight",
-        }
-    ).sources
-)
+BIASES = {
+    "layers.attention.query.bias": "model.layers.{}.self_attn.q_proj.bias",
+    "layers.attention.key.bias": "model.layers.{}.self_attn.k_proj.bias",
+    "layers.attention.value.bias": "model.layers.{}.self_attn.v_proj.bias",
+    "layers.recurrence.input.bias": "model.layers.{}.mamba.in_proj.bias",
+}
+WEIGHTS = hybrid_weights(LLAMA_WEIGHTS, dual_weights("model.layers.{}.mamba") | BIASES)
 
 
 def decoder_spec(file: Config) -> DecoderSpec:

@@ -1,7 +1,9 @@
 """gpt-oss: learned attention sinks, every other layer windowed, YaRN without truncation, experts with clamped gates and biases.
 
-Its published files hold experts in MXFP4; what is read here are checkpoints whose tensors are floats.
+Experts are floats, a matrix lying transposed, or MXFP4, rows first, as they are published.
 """
+
+from dataclasses import replace
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, dense_decoder, layer_count, windows_from_layer_types
@@ -57,23 +59,24 @@ def _experts(config: Config) -> ExpertsSpec:
 def weights(config: Config) -> WeightMap:
     block, count = "model.layers.{}.mlp", config.integer("num_local_experts", 128)
 
-    def both_sides(rows: Rows, side: str) -> dict[str, Source]:
-        name = f"{block}.experts.gate_up_proj"
-        return {
-            f"{EXPERTS}.{side}": Source(name, rows, transposed=True, members=count),
-            f"{EXPERTS}.{side}.bias": Source(f"{name}_bias", rows, members=count),
-        }
-
-    return LLAMA_WEIGHTS.including(
-        {
-            "layers.attention.sinks": Source("model.layers.{}.self_attn.sinks"),
-            "layers.feed_forward.router": Source(f"{block}.router.weight"),
-            **both_sides(GATES, "gate"),
-            **both_sides(OTHERS, "up"),
-            f"{EXPERTS}.down": Source(f"{block}.experts.down_proj", transposed=True, members=count),
-            f"{EXPERTS}.down.bias": Source(f"{block}.experts.down_proj_bias", members=count),
-        }
-    )
+    up, down = f"{block}.experts.gate_up_proj", f"{block}.experts.down_proj"
+    floats = {
+        f"{EXPERTS}.gate": Source(up, GATES, transposed=True, members=count),
+        f"{EXPERTS}.up": Source(up, OTHERS, transposed=True, members=count),
+        f"{EXPERTS}.down": Source(down, transposed=True, members=count),
+    }
+    biases = {
+        f"{name}.bias": replace(source, tensor=f"{source.tensor}_bias", transposed=False)
+        for name, source in floats.items()
+    }
+    blocks = {
+        name: replace(source, tensor=f"{source.tensor}_blocks", transposed=False) for name, source in floats.items()
+    }
+    others = {
+        "layers.attention.sinks": Source("model.layers.{}.self_attn.sinks"),
+        "layers.feed_forward.router": Source(f"{block}.router.weight"),
+    }
+    return replace(LLAMA_WEIGHTS.including(others | floats | biases), packed=blocks)
 
 
 PUBLISHED = Published(
@@ -96,6 +99,7 @@ PUBLISHED = Published(
         "rope_theta": 150000,
         "rope_scaling": {**USUAL_ROTARY, "beta_fast": 32.0, "beta_slow": 1.0},
         "tie_word_embeddings": False,
+        "quantization_config": {"quant_method": "mxfp4"},
     },
     20_914_757_184,
 )

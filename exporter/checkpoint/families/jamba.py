@@ -4,7 +4,13 @@ from exporter.checkpoint.config import Config
 from exporter.checkpoint.dense import DenseTraits, full_attention, layer_count
 from exporter.checkpoint.experts import expert_weights, gated_expert, read_routing
 from exporter.checkpoint.family import FAMILIES, Family, Published
-from exporter.checkpoint.recurrent import hybrid_decoder, inner_channels, read_selective_scan, scan_weights
+from exporter.checkpoint.recurrent import (
+    hybrid_decoder,
+    hybrid_weights,
+    inner_channels,
+    read_selective_scan,
+    scan_weights,
+)
 from exporter.checkpoint.weight_map import WeightMap
 from exporter.decoder.spec import DecoderSpec, ExpertsSpec, NormSpec
 
@@ -17,21 +23,12 @@ NAMES = {
     "use_bias": "mamba_proj_bias",
 }
 MIXTURE = expert_weights("model.layers.{}.feed_forward", "gate_proj", "up_proj", "down_proj", "router")
-WEIGHTS = MIXTURE.including(
-    WeightMap.of(
-        {
-            **scan_weights("model.layers.{}.mamba"),
-            "layers.recurrence.step_norm": "model.layers.{}.mamba.dt_layernorm.weight",
-            "layers.recurrence.input_norm": "model.layers.{}.mamba.b_layernorm.weight",
-            "layers.recurrence.output_norm": "model.layers.{}.mamba.c_layernorm.weight",
-            "layers.feed_forward_norm": "model.layers.{}.pre_ff_layernorm.weight",
-            "layers.feed_forward.gate": "model.layers.{}.feed_forward.gate_proj.weight",
-            "layers.feed_forward.up": "model.layers.{}.feed_forward.up_proj.weight",
-            "layers.feed_forward.down": "model.layers.{}.feed_forward.down_proj.weight",
-            "final_norm": "model.final_layernorm.weight",
-        }
-    ).sources
-)
+NORMS = {
+    "layers.recurrence.step_norm": "model.layers.{}.mamba.dt_layernorm.weight",
+    "layers.recurrence.input_norm": "model.layers.{}.mamba.b_layernorm.weight",
+    "layers.recurrence.output_norm": "model.layers.{}.mamba.c_layernorm.weight",
+}
+WEIGHTS = hybrid_weights(MIXTURE, scan_weights("model.layers.{}.mamba") | NORMS)
 
 
 def decoder_spec(file: Config) -> DecoderSpec:

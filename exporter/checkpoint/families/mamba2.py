@@ -2,21 +2,11 @@
 
 from exporter.checkpoint.config import Config
 from exporter.checkpoint.family import FAMILIES, Family, Published
-from exporter.checkpoint.recurrent import dual_weights, inner_channels, read_dual, recurrent_decoder
+from exporter.checkpoint.recurrent import backbone_weights, dual_weights, inner_channels, read_dual, recurrent_decoder
 from exporter.checkpoint.weight_map import WeightMap
 from exporter.decoder.spec import DecoderSpec, NormSpec
 
-WEIGHTS = WeightMap.of(
-    {
-        "embedding": "backbone.embeddings.weight",
-        "layers.attention_norm": "backbone.layers.{}.norm.weight",
-        **dual_weights("backbone.layers.{}.mixer"),
-        "final_norm": "backbone.norm_f.weight",
-        "head": "lm_head.weight",
-    },
-    prefix="backbone.",
-    former={"backbone.embeddings.weight": "backbone.embedding.weight"},
-)
+WEIGHTS = backbone_weights(dual_weights("backbone.layers.{}.mixer"))
 
 
 def decoder_spec(file: Config) -> DecoderSpec:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
-from exporter.errors import CheckpointError
+from exporter.targets.host_file import HostFile
 
 
 @dataclass(frozen=True)
-class HostLayout:
+class HostLayout(HostFile):
     """`context` tokens fit into the cache; `prefill` takes `chunk` tokens and starts at multiples of it."""
 
     context: int
@@ -22,15 +18,3 @@ class HostLayout:
     def metadata(self) -> dict[str, str]:
         """The same for an app, as `MLModel.modelDescription.metadata` gives it."""
         return {name: str(number) for name, number in asdict(self).items()}
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-    @staticmethod
-    def read(path: Path) -> HostLayout:
-        """Raises CheckpointError when the file is missing or damaged."""
-        try:
-            return TypeAdapter(HostLayout).validate_json(path.read_bytes())
-        except (OSError, ValidationError) as fault:
-            reason = fault.strerror if isinstance(fault, OSError) else f"{fault.error_count()} fields are wrong"
-            raise CheckpointError(f"{path}: not readable ({reason})", "export again") from None

@@ -47,18 +47,11 @@ class Layout:
         """Axis of a head's channels in what a cache gets and gives, [1, K, S, Hd] or [1, K, Hd, S]."""
         return 2 if self.channels_first else 3
 
-    @property
-    def cached_token_axis(self) -> int:
-        return 3 if self.channels_first else 2
-
     def flat_shape(self, tokens: int, channels: int) -> list[int]:
         return [1, channels, 1, tokens] if self.channels_first else [1, tokens, channels]
 
     def head_shape(self, tokens: int, heads: int, width: int) -> list[int]:
         return [1, heads, width, tokens] if self.channels_first else [1, tokens, heads, width]
-
-    def cached_shape(self, heads: int, tokens: int, width: int) -> tuple[int, ...]:
-        return (1, heads, width, tokens) if self.channels_first else (1, heads, tokens, width)
 
     def per_channel(self, numbers: np.ndarray) -> np.ndarray:
         """Constants [D] that broadcast over hidden states, or over heads where all heads share them."""

@@ -7,6 +7,7 @@ Matrices that read the same input become one product. Tables, angles and attenti
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -17,16 +18,30 @@ from exporter.quantize.int4 import QuantizedMatrix
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.constants import Constants
 
-Bias = Callable[[], torch.Tensor] | None
-MakeProduct = Callable[[Constants, str, list[QuantizedMatrix], Bias], Callable[[torch.Tensor], torch.Tensor]]
-"""Constants, a name, matrices that read one input, and their biases -> float32 [S, in] to float32 [S, out]."""
+
+@dataclass(frozen=True)
+class Factor:
+    """What activations are multiplied by: one matrix, or several of one input side by side, and what is added."""
+
+    constants: Constants
+    name: str
+    parts: list[QuantizedMatrix]
+    bias: Callable[[], torch.Tensor] | None
+
+    def offset(self) -> torch.Tensor | None:
+        """float32 [out]."""
+        return None if self.bias is None else self.constants.constant(f"{self.name}.bias", self.bias)
+
+
+Multiply = Callable[[torch.Tensor, Factor], torch.Tensor]
+"""float32 [S, in] -> float32 [S, out]."""
 
 
 class TracedOps:
     """Interprets one chunk whose absolute positions are int64 [S]."""
 
     def __init__(
-        self, decoder: QuantizedDecoder, constants: Constants, positions: torch.Tensor, product: MakeProduct
+        self, decoder: QuantizedDecoder, constants: Constants, positions: torch.Tensor, product: Multiply
     ) -> None:
         self.decoder, self.weights, self.constants = decoder, decoder.weights, constants
         self._positions, self._product = positions, product
@@ -65,7 +80,7 @@ class TracedOps:
     def logits(self, value: torch.Tensor, table: str, bias: str | None = None) -> torch.Tensor:
         """Only the last token meets the head: [1, V]."""
         offset = None if bias is None else lambda: self.weights.dense(bias)
-        return self._product(self.constants, table, [self.weights.quantized(table)], offset)(value[-1:])
+        return self._product(value[-1:], Factor(self.constants, table, [self.weights.quantized(table)], offset))
 
     def soft_cap(self, value: torch.Tensor, cap: float) -> torch.Tensor:
         return capped(value, cap)
@@ -82,7 +97,7 @@ class TracedOps:
         def biases() -> torch.Tensor:
             return torch.cat([self.weights.dense(f"{name}.bias") for name in names])
 
-        product = self._product(self.constants, leader, parts, biases if bias else None)(value)
+        product = self._product(value, Factor(self.constants, leader, parts, biases if bias else None))
         widths = [part.out_features for part in parts]
         pieces = [product] if len(parts) == 1 else product.split(widths, dim=-1)
         self._products.update(zip(names, pieces, strict=True))

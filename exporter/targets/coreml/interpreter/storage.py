@@ -18,7 +18,6 @@ from exporter.targets.coreml.interpreter.types import ElementType
 SENTINEL = 0xDEADBEEF
 RECORD = struct.Struct("<IIQQQ")
 RECORD_BYTES = 64
-DATA_ALIGNMENT = 64
 UNPACK_ELEMENTS = 1 << 20
 """Elements unpacked at a time, a multiple of 8: a whole table as single bits would take eight times its final size."""
 

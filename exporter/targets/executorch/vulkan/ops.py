@@ -11,7 +11,7 @@ from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.constants import Constants
 from exporter.targets.executorch.traced_ops import TracedOps
 from exporter.targets.executorch.vulkan.kv_state import Chunk, KvState, attend
-from exporter.targets.executorch.vulkan.weights import GroupedProduct, looked_up
+from exporter.targets.executorch.vulkan.weights import grouped_product, looked_up
 from exporter.targets.limits import WithoutExperts, WithoutLatents, WithoutRecurrence
 
 
@@ -19,7 +19,7 @@ class VulkanOps(WithoutExperts, WithoutLatents, WithoutRecurrence, TracedOps):
     """Interprets one chunk of token ids int64 [S]."""
 
     def __init__(self, decoder: QuantizedDecoder, constants: Constants, state: KvState, chunk: Chunk) -> None:
-        super().__init__(decoder, constants, chunk.positions, GroupedProduct)
+        super().__init__(decoder, constants, chunk.positions, grouped_product)
         self.state, self.chunk = state, chunk
         self._tables: dict[RotarySpec, tuple[torch.Tensor, torch.Tensor]] = {}
 

@@ -7,8 +7,6 @@ a tied table are one piece; their scales lie in two orders.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  defines embedding_4bit
 import torch
 import torchao.quantization  # noqa: F401  defines dequantize_affine
@@ -17,34 +15,25 @@ from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noq
 
 from exporter.quantize.int4 import QuantizedMatrix, join_rows
 from exporter.targets.executorch.constants import Constants
-from exporter.targets.executorch.traced_ops import Bias
+from exporter.targets.executorch.traced_ops import Factor
 
 CODE_RANGE = (-8, 7)
 
 
-@dataclass(frozen=True)
-class GroupedProduct:
-    """A product of float activations with one INT4 matrix, or with several of one input side by side."""
+def grouped_product(rows: torch.Tensor, factor: Factor) -> torch.Tensor:
+    """float32 [S, in] -> float32 [S, out], by INT4 matrices. With a batch axis, because the delegate looks through one change of shape
+    before a product: the one that takes the axis away, and not one of the model's own."""
+    return nn.functional.linear(rows[None], _matrix(factor), factor.offset())[0]
 
-    constants: Constants
-    name: str
-    parts: list[QuantizedMatrix]
-    bias: Bias
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """float32 [S, in] -> float32 [S, out]. With a batch axis, because the delegate looks through one change of shape before a product:
-        the one that takes the axis away, and not one of the model's own."""
-        offset = None if self.bias is None else self.constants.constant(f"{self.name}.bias", self.bias)
-        return nn.functional.linear(rows[None], self._matrix(), offset)[0]
-
-    def _matrix(self) -> torch.Tensor:
-        """float32 [out, in]; an operation of the graph, which the delegate takes together with the product."""
-        constant, name = self.constants.constant, self.name
-        codes = constant(f"{name}.codes", lambda: join_rows(self.parts).codes())
-        scales = constant(f"{name}.scales", lambda: join_rows(self.parts).scales)
-        zeros = constant(f"{name}.zeros", lambda: torch.zeros_like(scales, dtype=torch.int8))
-        block = [1, self.parts[0].format.group_size]
-        return torch.ops.torchao.dequantize_affine(codes, block, scales, zeros, torch.int8, *CODE_RANGE)
+def _matrix(factor: Factor) -> torch.Tensor:
+    """float32 [out, in]; an operation of the graph, which the delegate takes together with the product."""
+    constant, name, parts = factor.constants.constant, factor.name, factor.parts
+    codes = constant(f"{name}.codes", lambda: join_rows(parts).codes())
+    scales = constant(f"{name}.scales", lambda: join_rows(parts).scales)
+    zeros = constant(f"{name}.zeros", lambda: torch.zeros_like(scales, dtype=torch.int8))
+    block = [1, parts[0].format.group_size]
+    return torch.ops.torchao.dequantize_affine(codes, block, scales, zeros, torch.int8, *CODE_RANGE)
 
 
 def looked_up(constants: Constants, name: str, table: QuantizedMatrix, token_ids: torch.Tensor) -> torch.Tensor:

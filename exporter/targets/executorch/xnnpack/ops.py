@@ -10,10 +10,10 @@ from exporter.decoder.rotary import attention_factor, inverse_frequencies
 from exporter.decoder.spec import AttentionSpec, ExpertsSpec, RotarySpec
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.constants import Constants
-from exporter.targets.executorch.traced_ops import TracedOps
+from exporter.targets.executorch.traced_ops import Multiply, TracedOps
 from exporter.targets.executorch.xnnpack.experts import mixture
 from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
-from exporter.targets.executorch.xnnpack.weights import DynamicProduct, Product, looked_up
+from exporter.targets.executorch.xnnpack.weights import dynamic_product, looked_up
 from exporter.targets.limits import WithoutLatents, WithoutRecurrence
 
 
@@ -21,7 +21,7 @@ class ExecutorchOps(WithoutLatents, WithoutRecurrence, TracedOps):
     """Interprets one chunk: token ids int64 [S] from the absolute position int64 [1] on."""
 
     def __init__(
-        self, decoder: QuantizedDecoder, constants: Constants, state: nn.Module, chunk: Chunk, product: type[Product]
+        self, decoder: QuantizedDecoder, constants: Constants, state: nn.Module, chunk: Chunk, product: Multiply
     ) -> None:
         super().__init__(decoder, constants, chunk.positions, product)
         self.state, self.chunk = state, chunk
@@ -40,7 +40,7 @@ class ExecutorchOps(WithoutLatents, WithoutRecurrence, TracedOps):
         return self.state.attend(layer, self.chunk, query, key, value)
 
     def experts(self, value: torch.Tensor, prefix: str, experts: ExpertsSpec) -> torch.Tensor:
-        return mixture(self.constants, self.weights, prefix, experts, value, self._product is DynamicProduct)
+        return mixture(self.constants, self.weights, prefix, experts, value, self._product is dynamic_product)
 
     def _angles(self, rotary: RotarySpec) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine of the chunk's positions, float32 [S, 1, dimensions / 2] each."""

@@ -14,7 +14,7 @@ from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.kernels import operators  # noqa: F401  defines the operators
 from exporter.targets.executorch.xnnpack.names import KEYS, VALUES
 from exporter.targets.executorch.xnnpack.ops import ExecutorchOps
-from exporter.targets.executorch.xnnpack.weights import FloatProduct
+from exporter.targets.executorch.xnnpack.weights import float_product
 
 _OPERATORS = torch.ops.slm
 
@@ -66,7 +66,7 @@ class PackedOps(ExecutorchOps):
         cache, ring, kv_format = state.layers[layer], decoder.layout[layer], decoder.kv_format
         constants = self.constants.constant(f"kv.{layer}", lambda: _stacked(decoder.kv_constants[layer]))
         slopes = self.constants.constant(f"slopes.{layer}", lambda: torch.tensor(attention.distance_slopes or ()))
-        fine = self._product is FloatProduct  # INT8 activations are coarser than 16 bits anyway
+        fine = self._product is float_product  # INT8 activations are coarser than 16 bits anyway
         settings = (kv_format.bits, ring.window or 0, ring.sinks, kv_format.zero_point, kv_format.rotation, fine)
         scores = (attention.score_scale, attention.score_cap or 0.0)
         given = (query, key, value, self.chunk.start, cache.keys, cache.values, cache.scales, constants, slopes)

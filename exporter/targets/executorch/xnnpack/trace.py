@@ -14,7 +14,7 @@ from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
 from exporter.targets.executorch.xnnpack.names import METHOD
 from exporter.targets.executorch.xnnpack.ops import ExecutorchOps
 from exporter.targets.executorch.xnnpack.packed_ops import PackedOps, PackedState
-from exporter.targets.executorch.xnnpack.weights import DynamicProduct, FloatProduct
+from exporter.targets.executorch.xnnpack.weights import dynamic_product, float_product
 
 
 class TracedDecoder(nn.Module):
@@ -23,7 +23,7 @@ class TracedDecoder(nn.Module):
     def __init__(self, decoder: QuantizedDecoder, settings: ExecutorchSection) -> None:
         super().__init__()
         self.decoder, self.constants = decoder, Constants()
-        self.product = FloatProduct if settings.activation_bits == 32 else DynamicProduct
+        self.product = float_product if settings.activation_bits == 32 else dynamic_product
         own = settings.operators is OperatorSet.OWN and decoder.kv_format.bits <= 8
         self.ops = PackedOps if own else ExecutorchOps
         self.cache: nn.Module = PackedState(decoder) if own else KvState(decoder)

@@ -11,7 +11,6 @@ once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import executorch.exir.passes._quant_patterns_and_replacements
 import executorch.kernels.quantized  # noqa: F401  and their variants with an output argument
@@ -21,6 +20,7 @@ from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noq
 
 from exporter.quantize.int4 import QuantizedMatrix, join_rows
 from exporter.targets.executorch.constants import Constants
+from exporter.targets.executorch.traced_ops import Factor
 
 GROUP_MULTIPLE = 32
 """XNNPACK's groups are whole multiples of this, and so are the inputs of a grouped matrix."""
@@ -28,59 +28,40 @@ GROUP_MULTIPLE = 32
 _OPERATORS = torch.ops.quantized_decomposed
 
 
-@dataclass(frozen=True)
-class Product:
-    """A product of activations with one matrix, or with several of one input side by side."""
-
-    constants: Constants
-    name: str
-    parts: list[QuantizedMatrix]
-    bias: Callable[[], torch.Tensor] | None
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """float32 [S, in] -> float32 [S, out]."""
-        raise NotImplementedError
-
-    def _offset(self) -> torch.Tensor | None:
-        return None if self.bias is None else self.constants.constant(f"{self.name}.bias", self.bias)
+def float_product(rows: torch.Tensor, factor: Factor) -> torch.Tensor:
+    """float32 [S, in] -> float32 [S, out]. Activations stay float32: this project's own operator."""
+    chosen = factor.parts[0].format
+    codes, scales = packed_constants(factor.constants, factor.name, lambda: join_rows(factor.parts))
+    product = torch.ops.slm.linear(rows, codes, scales, chosen.bits, chosen.group_size)
+    offset = factor.offset()
+    return product if offset is None else product + offset
 
 
-class FloatProduct(Product):
-    """Activations stay float32: this project's own operator."""
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        chosen = self.parts[0].format
-        codes, scales = packed_constants(self.constants, self.name, lambda: join_rows(self.parts))
-        product = torch.ops.slm.linear(rows, codes, scales, chosen.bits, chosen.group_size)
-        offset = self._offset()
-        return product if offset is None else product + offset
+def dynamic_product(rows: torch.Tensor, factor: Factor) -> torch.Tensor:
+    """float32 [S, in] -> float32 [S, out]. Activations are rounded to INT8 row by row: XNNPACK's."""
+    scale, zero = _OPERATORS.choose_qparams_per_token_asymmetric.default(rows, torch.int8)
+    rounded = _OPERATORS.quantize_per_token.default(rows, scale, zero, -128, 127, torch.int8)
+    rows = _OPERATORS.dequantize_per_token.default(rounded, scale, zero, -128, 127, torch.int8, torch.float32)
+    return nn.functional.linear(rows, _matrix(factor), factor.offset())
 
 
-class DynamicProduct(Product):
-    """Activations are rounded to INT8 row by row: XNNPACK's."""
+def _matrix(factor: Factor) -> torch.Tensor:
+    """float32 [out, in]; an operation of the graph, which XNNPACK takes together with the product."""
+    chosen, constant, name = factor.parts[0].format, factor.constants.constant, factor.name
+    codes = constant(f"{name}.codes", lambda: join_rows(factor.parts).codes())
+    scales = constant(f"{name}.scales", lambda: _scales(factor))
+    zeros = constant(f"{name}.zeros", lambda: torch.zeros_like(scales, dtype=torch.int64))
+    low, high = chosen.code_range
+    if chosen.bits == 4:
+        return _OPERATORS.dequantize_per_channel_group.default(
+            codes, scales, zeros, low, high, torch.int8, chosen.group_size, torch.float32
+        )
+    return _OPERATORS.dequantize_per_channel.default(codes, scales, zeros, 0, low, high, torch.int8)
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """float32 [S, in] -> float32 [S, out]."""
-        scale, zero = _OPERATORS.choose_qparams_per_token_asymmetric.default(rows, torch.int8)
-        rounded = _OPERATORS.quantize_per_token.default(rows, scale, zero, -128, 127, torch.int8)
-        rows = _OPERATORS.dequantize_per_token.default(rounded, scale, zero, -128, 127, torch.int8, torch.float32)
-        return nn.functional.linear(rows, self._matrix(), self._offset())
 
-    def _matrix(self) -> torch.Tensor:
-        chosen, constant, name = self.parts[0].format, self.constants.constant, self.name
-        codes = constant(f"{name}.codes", lambda: join_rows(self.parts).codes())
-        scales = constant(f"{name}.scales", self._scales)
-        zeros = constant(f"{name}.zeros", lambda: torch.zeros_like(scales, dtype=torch.int64))
-        low, high = chosen.code_range
-        if chosen.bits == 4:
-            return _OPERATORS.dequantize_per_channel_group.default(
-                codes, scales, zeros, low, high, torch.int8, chosen.group_size, torch.float32
-            )
-        return _OPERATORS.dequantize_per_channel.default(codes, scales, zeros, 0, low, high, torch.int8)
-
-    def _scales(self) -> torch.Tensor:
-        scales = join_rows(self.parts).scales
-        return scales if self.parts[0].format.bits == 4 else scales[:, 0]
+def _scales(factor: Factor) -> torch.Tensor:
+    scales = join_rows(factor.parts).scales
+    return scales if factor.parts[0].format.bits == 4 else scales[:, 0]
 
 
 def packed_constants(
