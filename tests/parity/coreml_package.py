@@ -29,7 +29,9 @@ def lower_coreml(decoder: QuantizedDecoder, profile: Profile, folder: Path) -> Q
     return load_quantized(folder)
 
 
-def require_parity(decoder: QuantizedDecoder, folder: Path, largest_kl: float = 1e-4) -> None:
+def require_parity(
+    decoder: QuantizedDecoder, folder: Path, largest_kl: float = 1e-4, least_agreement: float = 0.95
+) -> None:
     """A code that lies on a border falls either way by the order of a sum: with an INT4 cache a few tokens may differ by more."""
     token_ids = random_tokens(decoder.spec, 90, seed=5)
     coded = decoder.kv_format.bits == 4
@@ -44,4 +46,4 @@ def require_parity(decoder: QuantizedDecoder, folder: Path, largest_kl: float = 
         assert float((errors < limit).float().mean()) >= (0.75 if coded else 1.0)
     figures = compare_logits(expected(decoder.oracle()), scored(open_driver(folder), token_ids, 53))
     assert figures.mean_kl < (5e-3 if coded else largest_kl)
-    assert figures.top1_agreement > 0.95
+    assert figures.top1_agreement > least_agreement

@@ -62,7 +62,8 @@ def test_a_family_is_refused_or_its_package_equals_the_oracle(
 
 @torch.no_grad()
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*(case for case in RECURRENT_CASES if case not in FULLEST.values())])
+@pytest.mark.parametrize("case", [case for case in RECURRENT_CASES if case not in FULLEST.values()])
 def test_other_settings_of_recurrent_families_equal_the_oracle(case: str, tmp_path: Path) -> None:
+    """Some of them have logits that hardly differ, of which rounding may make another one the largest."""
     decoder = quantized_case(CASES[case], tmp_path, KvFormat(16, KvScaling.NONE), ScaleFormat.FP16)
-    require_parity(lower_coreml(decoder, Profile.GPU, tmp_path), tmp_path, largest_kl=1e-3)
+    require_parity(lower_coreml(decoder, Profile.GPU, tmp_path), tmp_path, largest_kl=3e-4, least_agreement=0.9)

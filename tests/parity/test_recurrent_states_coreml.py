@@ -14,7 +14,8 @@ import torch
 pytest.importorskip("coremltools", reason="the coreml extra is not installed")
 
 from all_cases import CASES
-from coreml_package import EXACT_LIMIT, lower_coreml, scored
+from coreml_package import EXACT_LIMIT, lower_coreml
+from driven import scored
 from quantized_case import CHUNK, quantized_case
 from random_checkpoint import CONTEXT
 
@@ -26,8 +27,12 @@ from exporter.quantize.quantized_checkpoint import QuantizedDecoder, load_quanti
 from exporter.recipe import load_recipe
 from exporter.targets.base import find_target
 from exporter.targets.coreml import driver as driver_module
+from exporter.targets.coreml.audit import blobs
 from exporter.targets.coreml.driver import CoreMlDriver, open_driver, open_exact_driver
+from exporter.targets.coreml.interpreter.package import Package
+from exporter.targets.coreml.interpreter.types import ElementType
 from exporter.targets.coreml.lower import lower_in_child
+from exporter.targets.coreml.names import PACKAGE
 from exporter.targets.coreml.profile import Profile
 from exporter.targets.coreml.recurrent_state import FINE_SCALE, stored_order
 from exporter.verify.parity import window_logits
@@ -36,7 +41,7 @@ from tests.unit.helpers import random_tokens
 
 FLOAT = KvFormat(16, KvScaling.NONE)
 CODED = KvFormat(4, KvScaling.PER_TOKEN, half_lanes=True)
-OTHER_FAMILIES = ("mamba", "mamba2", "bamba", "jamba-dense", "granitemoehybrid", "falcon_h1", "zamba2")
+OTHER_FAMILIES = ("lfm2", "mamba2", "bamba", "jamba-dense", "granitemoehybrid", "falcon_h1", "zamba2")
 ALMOST_ALL = CONTEXT - 5
 """A window whose ring has a slot for every position of the context and no more."""
 
@@ -148,7 +153,7 @@ def sums_of(driver: CoreMlDriver, layer: int) -> np.ndarray:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["lfm2", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FAMILIES)])
+@pytest.mark.parametrize("family", ["mamba", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FAMILIES)])
 def test_the_package_declares_the_planned_states(family: str, tmp_path: Path) -> None:
     decoder = quantized_case(CASES[family], tmp_path, FLOAT, ScaleFormat.FP16)
     save_quantized(decoder, tmp_path)
@@ -162,6 +167,16 @@ def test_the_package_declares_the_planned_states(family: str, tmp_path: Path) ->
     driver = open_driver(tmp_path)
     assert driver.kv_bytes() == outcome["kv_bytes_total"]
     assert driver.kv_bytes() + planned == sum(2 * state.size for state in driver._state.values())
+    require_no_larger_constants(decoder, tmp_path / PACKAGE)
+
+
+def require_no_larger_constants(decoder: QuantizedDecoder, package: Path) -> None:
+    """What is not a matrix is a vector of the decoder, a comparison of a chunk's tokens, or a table of angles: a constant of a chunk's
+    states would be stored for every layer."""
+    vectors = (vector.numel() for vector in decoder.weights.vectors.values())
+    angles = (CONTEXT + CHUNK) * max((attention.head_dim for attention in decoder.spec.attentions), default=0)
+    found = [blob.bytes for blob in blobs(Package.open(package)) if blob.dtype is ElementType.FP32]
+    assert 0 < max(found) <= 4 * max(*vectors, CHUNK**2, angles)
 
 
 @pytest.mark.slow

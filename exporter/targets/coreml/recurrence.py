@@ -89,22 +89,18 @@ class RecurrenceWriter:
         past = self._read_sums(held)
         reach = 1
         while reach < tokens:
-            earlier = self._later_by(given, reach, np.zeros((reach, channels, size), np.float32))
-            given = graph.binary("add", given, graph.binary("mul", faded, earlier))
-            faded = graph.binary(
-                "mul", faded, self._later_by(faded, reach, np.ones((reach, channels, size), np.float32))
-            )
+            decays = graph.slice(faded, 0, reach, tokens)
+            added = graph.binary("mul", decays, graph.slice(given, 0, 0, tokens - reach))
+            late = graph.binary("add", graph.slice(given, 0, reach, tokens), added)
+            given = graph.node("concat", values=[graph.slice(given, 0, 0, reach), late], axis=0)
+            product = graph.binary("mul", decays, graph.slice(faded, 0, 0, tokens - reach))
+            faded = graph.node("concat", values=[graph.slice(faded, 0, 0, reach), product], axis=0)
             reach *= 2
         states = graph.binary("add", given, graph.binary("mul", faded, past))
         scanned = graph.node("matmul", x=states, y=self._shaped(leaving, [tokens, size, 1]))
         self._write_sums(held, self._shaped(graph.slice(states, 0, tokens - 1, tokens), [channels, size]))
         skip = graph.constant(f"{prefix}.skip", self.stored.vector(f"{prefix}.skip"))
         return graph.binary("add", self._shaped(scanned, [1, tokens, channels]), graph.binary("mul", value, skip))
-
-    def _later_by(self, value: Value, reach: int, before: np.ndarray) -> Value:
-        """Every token gets what the token `reach` before it has; the first ones get `before`."""
-        kept = self.graph.slice(value, 0, 0, self.tokens - reach)
-        return self.graph.node("concat", values=[before, kept], axis=0)
 
     def dual(
         self, layer: int, dual: StateSpaceDual, value: Value, step: Value, entering: Value, leaving: Value
