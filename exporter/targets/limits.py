@@ -1,4 +1,5 @@
-"""What some targets lack, for their plans to say: an operator that reads the matrices of chosen experts alone, learned sinks, latents."""
+"""What some targets lack, for their plans to say: an operator that reads the matrices of chosen experts alone, learned sinks, latents,
+states of recurrent layers."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def recurrence_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
     if all(layer.recurrence is None for layer in spec.layers):
         return []
     reason = f"recurrent layers carry float32 states from call to call, which {runtime} is not given yet"
-    return [Refusal(reason, "a recipe for ONNX Runtime, such as onnx-cpu")]
+    return [Refusal(reason, OTHER_TARGETS)]
 
 
 class WithoutExperts:

@@ -110,17 +110,19 @@ class LayerState(nn.Module):
 
 
 class KvState(nn.Module):
-    """The caches of all layers."""
+    """The caches of all layers that attend."""
 
     def __init__(self, decoder: QuantizedDecoder) -> None:
         super().__init__()
-        self.rings, self.specs = decoder.layout, [layer.heads for layer in decoder.spec.layers]
+        self.rings, self.specs = decoder.layout, [layer.attention for layer in decoder.spec.layers]
         self.codecs = [
             LayerCodecs(TracedKvCodec(decoder.kv_format, entry.key), TracedKvCodec(decoder.kv_format, entry.value))
             for entry in decoder.kv_constants
         ]
         self.layers = nn.ModuleList(
             LayerState(ring, codecs, torch.zeros(1, attention.kv_heads, attention.head_dim))
+            if attention
+            else nn.Module()
             for ring, codecs, attention in zip(self.rings, self.codecs, self.specs, strict=True)
         )
 
@@ -130,7 +132,7 @@ class KvState(nn.Module):
         """Queries [S, H, Hd], keys and values [S, K, Hd] -> [S, H * Hd]."""
         attention, codecs, ring = self.specs[layer], self.codecs[layer], self.rings[layer]
         state, slots = self.layers[layer], chunk.slots(ring)
-        assert isinstance(state, LayerState)
+        assert isinstance(state, LayerState) and attention is not None
         keys = codecs.key.decode(state.store(KEYS, codecs.key.encode(key), slots))
         values = codecs.value.decode(state.store(VALUES, codecs.value.encode(value), slots))
         grouped = codecs.key.prepare_query(query.unflatten(1, (attention.kv_heads, attention.group)))

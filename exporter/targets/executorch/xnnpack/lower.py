@@ -18,7 +18,7 @@ from exporter.targets.base import Delegation, LowerOutcome
 from exporter.targets.executorch.host import HostLayout
 from exporter.targets.executorch.xnnpack.aliasing import SMALLEST_BYTES, Aliasing, alias_equal_segments
 from exporter.targets.executorch.xnnpack.driver import open_driver
-from exporter.targets.executorch.xnnpack.names import HOST_FILE, METHOD, PROGRAM_FILE
+from exporter.targets.executorch.xnnpack.names import HELD, HOST_FILE, METHOD, PROGRAM_FILE, STATE_COPIES
 from exporter.targets.executorch.xnnpack.program import MethodFigures, read_methods, write_program
 from exporter.targets.executorch.xnnpack.trace import traced_methods
 
@@ -78,19 +78,20 @@ def _outcome(
 ) -> LowerOutcome:
     """Read back from the written file. Raises GateFailed when a product is not XNNPACK's."""
     _audit_products(product_count(decoder.spec), settings, methods)
-    caches = methods[METHOD].caches
+    caches, states = methods[METHOD].caches, methods[METHOD].states
     figures = ExecutorchFigures(
         {name: method.operators for name, method in methods.items()},
         {name: method.arena_bytes for name, method in methods.items()},
         stored.bytes_with_copies,
     )
-    slots = {cache.layer: cache.slots for cache in caches}
+    slots = {cache.layer: cache.length for cache in caches}
     return LowerOutcome(
         shipped_files=(PROGRAM_FILE, HOST_FILE),
         weight_bytes=(folder / PROGRAM_FILE).stat().st_size,
         delegation=_delegation(methods),
         kv_bytes_total=sum(cache.bytes for cache in caches),
-        slots_per_layer=tuple(slots[layer] for layer in sorted(slots)),
+        slots_per_layer=tuple(slots.get(layer, 0) for layer in range(len(decoder.spec.layers))),
+        state_bytes_total=sum(state.bytes for state in states if not state.part.endswith(HELD)) // STATE_COPIES,
         notes=asdict(figures),
         requirements={
             "executorch": "1.5.1",
@@ -125,11 +126,14 @@ def _audit_products(expected: int, settings: ExecutorchSection, methods: dict[st
 
 
 def product_count(spec: DecoderSpec) -> int:
-    """Products of activations with weights, but those of experts: one for the matrices of a shared input, and the head's."""
+    """Products of activations with weights, but those of experts: one for the matrices that share an input, in every layer that uses
+    them, and the head's."""
     matrices = [
         weight.name
         for weight in decoder_weights(spec)
         if weight.kind is WeightKind.MATRIX and not is_routed_matrix(weight)
     ]
     followers = {name for leader in matrices for name in same_input(leader)}
-    return len([name for name in matrices if name not in followers]) + 1
+    numbers = [layer.shared.number for layer in spec.layers if layer.shared is not None]
+    users = {f"shared.{number}": numbers.count(number) for number in numbers}
+    return sum(users.get(".".join(name.split(".")[:2]), 1) for name in matrices if name not in followers) + 1
