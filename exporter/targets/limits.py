@@ -26,12 +26,20 @@ def expert_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
 
 
 def attention_refusals(spec: DecoderSpec) -> list[Refusal]:
-    kinds = {
-        "learned sinks": any(attention.learned_sinks for attention in spec.attentions),
-        "latents": any(attention.latent is not None for attention in spec.attentions),
-    }
+    """Of a target whose attention has neither learned sinks nor latents."""
+    if not any(attention.learned_sinks for attention in spec.attentions):
+        return latent_refusals(spec)
+    return [
+        Refusal("the attention of this target has no place for learned sinks", OTHER_TARGETS),
+        *latent_refusals(spec),
+    ]
+
+
+def latent_refusals(spec: DecoderSpec) -> list[Refusal]:
+    if all(attention.latent is None for attention in spec.attentions):
+        return []
     nearest = "a recipe for ONNX Runtime, such as onnx-cpu"
-    return [Refusal(f"the attention of this target has no place for {kind}", nearest) for kind in kinds if kinds[kind]]
+    return [Refusal("the attention of this target has no place for latents", nearest)]
 
 
 def recurrence_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:

@@ -25,9 +25,11 @@ bool resized(KernelRuntimeContext& context, Tensor& out, executorch::aten::Array
   return false;
 }
 
+const float* given(const Tensor& values) { return values.numel() > 0 ? values.const_data_ptr<float>() : nullptr; }
+
 Tensor& attention_out(KernelRuntimeContext& context, const Tensor& query, const Tensor& key, const Tensor& value,
                       const Tensor& position, Tensor& keys, Tensor& values, Tensor& scales, const Tensor& constants,
-                      const Tensor& slopes, int64_t bits, int64_t window, int64_t sinks, bool zero_point, bool rotation,
+                      const Tensor& slopes, const Tensor& learned, int64_t bits, int64_t window, int64_t sinks, bool zero_point, bool rotation,
                       bool fine, double score_scale, double score_cap, Tensor& out) {
   if (!resized(context, out, query.sizes())) return out;
   const Layer layer{keys.size(0),
@@ -43,7 +45,8 @@ Tensor& attention_out(KernelRuntimeContext& context, const Tensor& query, const 
                     static_cast<float>(score_scale),
                     static_cast<float>(score_cap),
                     constants.const_data_ptr<float>(),
-                    slopes.numel() > 0 ? slopes.const_data_ptr<float>() : nullptr,
+                    given(slopes),
+                    given(learned),
                     keys.mutable_data_ptr<uint8_t>(),
                     values.mutable_data_ptr<uint8_t>(),
                     static_cast<uint16_t*>(scales.mutable_data_ptr())};
@@ -107,8 +110,6 @@ Tensor& silu_out(KernelRuntimeContext& context, const Tensor& value, Tensor& out
   });
   return out;
 }
-
-const float* given(const Tensor& values) { return values.numel() > 0 ? values.const_data_ptr<float>() : nullptr; }
 
 // Codes [E, rows, bytes] with scales [E, rows, groups] as the matrix of the first expert.
 Weights first_matrix(const Tensor& codes, const Tensor& scales, int64_t columns, int64_t group_size) {

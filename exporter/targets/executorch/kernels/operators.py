@@ -12,8 +12,8 @@ import torch
 
 CACHES = "Tensor(a!) keys, Tensor(b!) values, Tensor(c!) scales"
 ATTENTION = (
-    f"Tensor query, Tensor key, Tensor value, Tensor position, {CACHES}, Tensor constants, Tensor slopes, int bits, int window, "
-    "int sinks, bool zero_point, bool rotation, bool fine, float score_scale, float score_cap"
+    f"Tensor query, Tensor key, Tensor value, Tensor position, {CACHES}, Tensor constants, Tensor slopes, Tensor learned, int bits, "
+    "int window, int sinks, bool zero_point, bool rotation, bool fine, float score_scale, float score_cap"
 )
 EXPERTS = (
     "Tensor value, Tensor router, Tensor router_bias, Tensor selection_bias, Tensor gate_up, Tensor gate_up_scales, "

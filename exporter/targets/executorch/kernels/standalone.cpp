@@ -20,12 +20,12 @@ extern "C" {
 
 // One chunk of attention. Sizes: slots, K, H, Hd, window, sinks, bits, zero_point, rotation, fine, start, tokens. Returns 0 where the path is not to be had.
 __attribute__((visibility("default"))) int slm_attention(const char* name, const int64_t* sizes, float score_scale, float score_cap,
-                                                         const float* constants, const float* slopes, uint8_t* keys, uint8_t* values,
-                                                         uint16_t* scales, const float* query, const float* key, const float* value,
+                                                         const float* constants, const float* slopes, const float* learned, uint8_t* keys,
+                                                         uint8_t* values, uint16_t* scales, const float* query, const float* key, const float* value,
                                                          float* out) {
   using namespace slm;
   const Layer layer{sizes[0], sizes[1], sizes[2], sizes[3],  sizes[4],  sizes[5], static_cast<int>(sizes[6]), sizes[7] != 0,
-                    sizes[8] != 0, sizes[9] != 0, score_scale, score_cap, constants, slopes, keys,   values,   scales};
+                    sizes[8] != 0, sizes[9] != 0, score_scale, score_cap, constants, slopes, learned,  keys,     values,   scales};
   const Chunk chunk{sizes[10], sizes[11], query, key, value, out};
   const Path* found = named(name);
   if (found == nullptr) return 0;

@@ -127,9 +127,15 @@ class KvState(nn.Module):
         )
 
     def attend(
-        self, layer: int, chunk: Chunk, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self,
+        layer: int,
+        chunk: Chunk,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        learned: torch.Tensor,
     ) -> torch.Tensor:
-        """Queries [S, H, Hd], keys and values [S, K, Hd] -> [S, H * Hd]."""
+        """Queries [S, H, Hd], keys and values [S, K, Hd], learned sinks [H] or [0] -> [S, H * Hd]."""
         attention, codecs, ring = self.specs[layer], self.codecs[layer], self.rings[layer]
         state, slots = self.layers[layer], chunk.slots(ring)
         assert isinstance(state, LayerState) and attention is not None
@@ -140,7 +146,7 @@ class KvState(nn.Module):
         scores = by_head @ keys.permute(1, 2, 0) * attention.score_scale
         scores = capped(scores, attention.score_cap).unflatten(1, (-1, attention.group))
         masked = scores + self._distances(attention, chunk, ring) + chunk.mask(ring)
-        mixed = masked.softmax(-1).flatten(1, 2) @ values.permute(1, 0, 2)
+        mixed = _softmax_beside(masked, learned).flatten(1, 2) @ values.permute(1, 0, 2)
         by_token = mixed.unflatten(1, (-1, attention.group)).permute(1, 0, 2, 3)
         return codecs.value.restore(by_token).flatten(1)
 
@@ -151,3 +157,12 @@ class KvState(nn.Module):
         slopes = torch.tensor(attention.distance_slopes).view(attention.kv_heads, 1, attention.group, 1)
         behind = chunk.held(ring)[None, :] - chunk.positions[:, None]
         return slopes * behind[:, None, :]
+
+
+def _softmax_beside(scores: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """Of [K, S, G, C] over slots; learned sinks [K * G] take their part of the sum."""
+    if not learned.numel():
+        return scores.softmax(-1)
+    heads, tokens, group, slots = scores.shape
+    beside = learned.view(heads, 1, group, 1).expand(heads, tokens, group, 1)
+    return torch.cat((scores, beside), -1).softmax(-1)[..., :slots]

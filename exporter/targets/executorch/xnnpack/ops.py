@@ -9,6 +9,7 @@ from exporter.decoder.eager_ops import rotate
 from exporter.decoder.recurrence import CausalConvolution, SelectiveScan, StateSpaceDual
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
 from exporter.decoder.spec import AttentionSpec, ExpertsSpec, RotarySpec
+from exporter.decoder.weight_names import sinks_name
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.constants import Constants
 from exporter.targets.executorch.traced_ops import TracedOps
@@ -46,7 +47,14 @@ class ExecutorchOps(WithoutLatents, TracedOps):
         self, layer: int, attention: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         assert isinstance(self.state, KvState)
-        return self.state.attend(layer, self.chunk, query, key, value)
+        return self.state.attend(layer, self.chunk, query, key, value, self.learned_sinks(layer, attention))
+
+    def learned_sinks(self, layer: int, attention: AttentionSpec) -> torch.Tensor:
+        """float32 [H], or empty."""
+        name = sinks_name(layer)
+        return self.constants.constant(
+            name, lambda: self.weights.dense(name) if attention.learned_sinks else torch.empty(0)
+        )
 
     def causal_convolution(self, layer: int, convolution: CausalConvolution, value: torch.Tensor) -> torch.Tensor:
         return self._recurrences.convolve(layer, convolution, value)

@@ -77,8 +77,8 @@ class PackedOps(ExecutorchOps):
         fine = self._product is FloatProduct  # INT8 activations are coarser than 16 bits anyway
         settings = (kv_format.bits, ring.window or 0, ring.sinks, kv_format.zero_point, kv_format.rotation, fine)
         scores = (attention.score_scale, attention.score_cap or 0.0)
-        given = (query, key, value, self.chunk.start, cache.keys, cache.values, cache.scales, constants, slopes)
-        return _OPERATORS.attention(*given, *settings, *scores).flatten(1)
+        stored = (cache.keys, cache.values, cache.scales, constants, slopes, self.learned_sinks(layer, attention))
+        return _OPERATORS.attention(query, key, value, self.chunk.start, *stored, *settings, *scores).flatten(1)
 
 
 def _stacked(constants: LayerKvConstants) -> torch.Tensor:

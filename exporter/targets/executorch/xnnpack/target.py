@@ -13,7 +13,7 @@ from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import OperatorSet, Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.kernels import build
-from exporter.targets.limits import attention_refusals
+from exporter.targets.limits import latent_refusals
 
 LOWER_TIME_LIMIT_S = 7200.0
 GROUP_MULTIPLE = 32
@@ -132,7 +132,7 @@ def _expert_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
 
 
 def _cache_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-    found, cache = attention_refusals(spec), recipe.kv_cache
+    found, cache = latent_refusals(spec), recipe.kv_cache
     if cache.bits >= 16 and (cache.zero_point or cache.rotation):
         settings = "kv_cache.zero_point=false, kv_cache.rotation=false"
         found.append(Refusal("a float cache has no codes that a zero point or a rotation could help", settings))
