@@ -1,4 +1,5 @@
-"""What some targets lack, for their plans to say: an operator that reads the matrices of chosen experts alone, learned sinks, latents."""
+"""What some targets lack, for their plans to say: an operator that reads the matrices of chosen experts alone, learned sinks, latents,
+states of recurrent layers."""
 
 from __future__ import annotations
 
@@ -25,12 +26,20 @@ def expert_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
 
 
 def attention_refusals(spec: DecoderSpec) -> list[Refusal]:
-    kinds = {
-        "learned sinks": any(attention.learned_sinks for attention in spec.attentions),
-        "latents": any(attention.latent is not None for attention in spec.attentions),
-    }
+    """Of a target whose attention has neither learned sinks nor latents."""
+    if not any(attention.learned_sinks for attention in spec.attentions):
+        return latent_refusals(spec)
+    return [
+        Refusal("the attention of this target has no place for learned sinks", OTHER_TARGETS),
+        *latent_refusals(spec),
+    ]
+
+
+def latent_refusals(spec: DecoderSpec) -> list[Refusal]:
+    if all(attention.latent is None for attention in spec.attentions):
+        return []
     nearest = "a recipe for ONNX Runtime, such as onnx-cpu"
-    return [Refusal(f"the attention of this target has no place for {kind}", nearest) for kind in kinds if kinds[kind]]
+    return [Refusal("the attention of this target has no place for latents", nearest)]
 
 
 def recurrence_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
@@ -38,7 +47,7 @@ def recurrence_refusals(spec: DecoderSpec, runtime: str) -> list[Refusal]:
     if all(layer.recurrence is None for layer in spec.layers):
         return []
     reason = f"recurrent layers carry float32 states from call to call, which {runtime} is not given yet"
-    return [Refusal(reason, "a recipe for ONNX Runtime, such as onnx-cpu")]
+    return [Refusal(reason, OTHER_TARGETS)]
 
 
 class WithoutExperts:

@@ -19,11 +19,13 @@ def scored(driver: Driver, token_ids: list[int], prefilled: int) -> torch.Tensor
     return torch.from_numpy(np.concatenate(logits))
 
 
-def require_driver_parity(driver: Driver, decoder: QuantizedDecoder, largest_mean_kl: float = 2e-3) -> None:
+def require_driver_parity(
+    driver: Driver, decoder: QuantizedDecoder, largest_mean_kl: float = 2e-3, least_agreement: float = 0.97
+) -> None:
     """Codes that lie on a border may fall either way: agreement is judged over all tokens, not per logit."""
     token_ids = random_tokens(decoder.spec, 90, seed=5)
     expected = window_logits(decoder.oracle(), decoder.spec, token_ids, decoder.chunk)
     for prefilled in (0, 60, 90):
         figures = compare_logits(expected, scored(driver, token_ids, prefilled))
         assert figures.mean_kl < largest_mean_kl
-        assert figures.top1_agreement > 0.97
+        assert figures.top1_agreement > least_agreement

@@ -29,5 +29,7 @@ def lower_executorch(
     return decoder
 
 
-def require_parity(decoder: QuantizedDecoder, folder: Path, largest_mean_kl: float = 2e-3) -> None:
-    require_driver_parity(open_driver(folder), decoder, largest_mean_kl)
+def require_parity(
+    decoder: QuantizedDecoder, folder: Path, largest_mean_kl: float = 2e-3, least_agreement: float = 0.97
+) -> None:
+    require_driver_parity(open_driver(folder), decoder, largest_mean_kl, least_agreement)

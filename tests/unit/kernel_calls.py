@@ -33,6 +33,8 @@ class KernelLayer:
     kv_format: KvFormat
     constants: LayerKvConstants
     fine: bool = False
+    learned: np.ndarray | None = None
+    """Learned sinks [H]."""
     length: int = 0
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class KernelLayer:
             query.shape[0],
         )
         sizes = np.array((*shape, *settings), np.int64)
-        given = [self.packed, self.slopes, self.keys, self.values, self.scales, query, key, value, out]
+        given = [self.packed, self.slopes, self.learned, self.keys, self.values, self.scales, query, key, value, out]
         scale, cap = ctypes.c_float(spec.score_scale), ctypes.c_float(spec.score_cap or 0.0)
         found = self.library.slm_attention(self.path.encode(), address(sizes), scale, cap, *map(address, given))
         assert found, f"this build has no path {self.path}"

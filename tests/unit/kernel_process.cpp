@@ -8,7 +8,7 @@
 #include <cstdio>
 #include <vector>
 
-extern "C" int slm_attention(const char*, const int64_t*, float, float, const float*, const float*, uint8_t*, uint8_t*, uint16_t*,
+extern "C" int slm_attention(const char*, const int64_t*, float, float, const float*, const float*, const float*, uint8_t*, uint8_t*, uint16_t*,
                              const float*, const float*, const float*, float*);
 
 template <class T>
@@ -32,7 +32,7 @@ int main(int, char** arguments) {
     const auto query = read<float>(in, sizes[11] * queries * width), key = read<float>(in, sizes[11] * heads * width),
                value = read<float>(in, sizes[11] * heads * width);
     std::vector<float> mixed(query.size());
-    if (!slm_attention(arguments[1], sizes.data(), scores[0], scores[1], constants.data(), nullptr, keys.data(), values.data(),
+    if (!slm_attention(arguments[1], sizes.data(), scores[0], scores[1], constants.data(), nullptr, nullptr, keys.data(), values.data(),
                        scales.data(), query.data(), key.data(), value.data(), mixed.data()))
       return 2;
     fwrite(mixed.data(), 4, mixed.size(), out);

@@ -16,6 +16,7 @@ from kernel_calls import KernelLayer, address, kernel_library
 from exporter.decoder.cache import LayerCache
 from exporter.decoder.spec import AttentionSpec
 from exporter.decoder.torch_ops import TorchOps
+from exporter.decoder.weight_names import sinks_name
 from exporter.errors import ToolchainMissing
 from exporter.quantize.formats import KvFormat, KvScaling
 from exporter.quantize.kv_codec import ChannelConstants, KvCodec, LayerKvConstants
@@ -44,6 +45,7 @@ HEADS = {
     "wider-than-32-bit-sums": replace(ATTENTION, query_heads=2, kv_heads=1, head_dim=576),
     "capped": replace(ATTENTION, score_cap=2.0),
     "sloped": replace(ATTENTION, distance_slopes=tuple(0.5**i for i in range(8))),
+    "learned-sinks": replace(ATTENTION, learned_sinks=True),
     "narrow": replace(ATTENTION, head_dim=8),
 }
 CHUNKS = (17, 1, 1, 24, 1, 24, 24, 1, 24, 24, 24, 3)
@@ -65,9 +67,15 @@ def calibrated(attention: AttentionSpec) -> LayerKvConstants:
     return LayerKvConstants(*sides)
 
 
+def learned_sinks(attention: AttentionSpec) -> torch.Tensor:
+    """From what takes nothing to what takes nearly all: scores are a few units wide."""
+    return torch.linspace(-40.0, 8.0, attention.query_heads)
+
+
 def oracle(attention: AttentionSpec, ring: LayerCache, kv_format: KvFormat, constants: LayerKvConstants) -> TorchOps:
     spec = TinyModel(windows=(None,)).spec()
     weights = random_weights(spec)
+    weights.vectors[sinks_name(0)] = learned_sinks(attention)
     spec = replace(spec, layers=(replace(spec.layers[0], attention=attention),))
     return TorchOps(spec, weights, (ring,), kv_format, (constants,))
 
@@ -86,6 +94,7 @@ def differences(
         oracle(attention, ring, kv_format, constants),
         KernelLayer(library, path, attention, ring, kv_format, constants, fine),
     )
+    layer.learned = learned_sinks(attention).numpy() if attention.learned_sinks else None
     worst = 0.0
     for seed, count in enumerate(CHUNKS):
         query = normal(10 * seed, count, attention.query_heads, attention.head_dim)

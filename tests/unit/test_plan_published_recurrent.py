@@ -105,14 +105,14 @@ def test_what_the_largest_state_costs_is_said_in_bytes() -> None:
     assert planned("mamba", load_recipe("onnx-cpu")).state_bytes_total == 24_903_680
 
 
-@pytest.mark.parametrize("recipe", ["android-cpu", "android-npu"])
+@pytest.mark.parametrize("recipe", ["android-gpu", "android-npu"])
 @pytest.mark.parametrize("family", TABLE)
 def test_other_targets_refuse_states_with_the_reason(family: str, recipe: str) -> None:
     chosen = load_recipe(recipe)
     spec = all_families().get(family).published_spec()
     reasons = [str(refusal) for refusal in find_target(chosen.target.kind).refusals(spec, chosen)]
     assert any("recurrent layers carry float32 states from call to call" in reason for reason in reasons)
-    assert all("onnx-cpu" in reason for reason in reasons if "recurrent" in reason)
+    assert all("onnx-cpu or android-cpu" in reason for reason in reasons if "recurrent" in reason)
 
 
 @pytest.mark.parametrize("family", TABLE)
@@ -136,3 +136,13 @@ def test_the_neural_engine_takes_convolutions_and_refuses_sums(family: str) -> N
     (reason,) = reasons
     assert "sum up states" in reason
     assert "such as ios" in reason
+
+
+@pytest.mark.parametrize("family", TABLE)
+def test_executorch_on_a_cpu_carries_them_in_operators_of_its_own(family: str) -> None:
+    plan = planned(family, load_recipe("android-cpu"))
+    assert plan.state_bytes_total == planned(family, load_recipe("onnx-cpu")).state_bytes_total > 0
+    chosen = load_recipe("android-cpu", ["executorch.operators=plain"])
+    spec = all_families().get(family).published_spec()
+    reasons = [str(refusal) for refusal in find_target(chosen.target.kind).refusals(spec, chosen)]
+    assert any("recurrent layers are operators of this project" in reason for reason in reasons)

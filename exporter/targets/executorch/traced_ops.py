@@ -53,7 +53,7 @@ class TracedOps:
     def linear(self, value: torch.Tensor, matrix: str, bias: bool) -> torch.Tensor:
         if matrix not in self._products:
             self._multiply(value, matrix, bias)
-        return self._products[matrix]
+        return self._products.pop(matrix)  # another layer may multiply by the same matrix
 
     def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
         return normalize(value, self.vector(gain), norm)
@@ -61,6 +61,12 @@ class TracedOps:
     def layer_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
         offset = self.vector(f"{gain}.bias") if norm.bias else None
         return torch.nn.functional.layer_norm(value, value.shape[-1:], self.vector(gain), offset, norm.eps)
+
+    def split(self, value: torch.Tensor, sizes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+        return value.split(sizes, dim=-1)
+
+    def join(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.cat((left, right), dim=-1)
 
     def split_heads(self, value: torch.Tensor, heads: int) -> torch.Tensor:
         return value.unflatten(-1, (heads, -1))

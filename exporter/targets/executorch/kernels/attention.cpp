@@ -3,12 +3,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "codec.h"
 
 namespace slm {
 namespace {
+
+constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 int64_t padded_to(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
@@ -200,7 +203,7 @@ void attend_rows(const Layer& layer, const Chunk& chunk, const Path& path, const
     const int run_count = visible_runs(layer, head.length, chunk.start + query.token, runs);
     const float slope = layer.slopes == nullptr ? 0.0f : layer.slopes[query.head];
     const Softmax softmax{head.key_scale, head.key_middle, head.value_scale, head.value_middle, head.padded, chunk.start + query.token,
-                          runs, run_count, slope, layer.score_cap};
+                          runs, run_count, slope, layer.score_cap, layer.learned == nullptr ? kNone : layer.learned[query.head]};
     weighted[row] = path.weigh(softmax, rows.terms[row], rows.sums[row]);
     rows.round(row, rows.sums[row], head.padded, weighted[row].peak);
   }

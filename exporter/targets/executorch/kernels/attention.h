@@ -31,6 +31,7 @@ struct Layer {
   float score_scale, score_cap;  // score_cap 0: none
   const float* constants;   // [4][K][Hd]: centre and balance of keys, then of values
   const float* slopes;      // [H], or null
+  const float* learned;     // [H]: scores beside those of all keys, whose share of the probabilities reads nothing; or null
   uint8_t* keys;
   uint8_t* values;
   uint16_t* scales;         // [2][K][C] keys, values; with zero points [4][K][C]: their zero points follow
@@ -67,6 +68,7 @@ struct Softmax {
   const Run* runs;
   int run_count;
   float slope, score_cap;
+  float learned;  // minus infinity: none
 };
 
 // Of a row of weights: their largest magnitude, the sum that divides them, and what all middles add, before that division.

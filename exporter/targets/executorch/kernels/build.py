@@ -50,6 +50,7 @@ CORE = (
     "path_avx512.cpp",
     "path_neon.cpp",
     "path_portable.cpp",
+    "recurrence.cpp",
     "rounded.cpp",
     "standalone.cpp",
 )

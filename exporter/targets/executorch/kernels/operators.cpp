@@ -4,11 +4,13 @@
 #include <executorch/runtime/kernel/thread_parallel_interface.h>
 
 #include <algorithm>
+#include <cinttypes>
 #include <cmath>
 
 #include "attention.h"
 #include "experts.h"
 #include "linear.h"
+#include "recurrence.h"
 
 namespace slm {
 namespace {
@@ -23,9 +25,11 @@ bool resized(KernelRuntimeContext& context, Tensor& out, executorch::aten::Array
   return false;
 }
 
+const float* given(const Tensor& values) { return values.numel() > 0 ? values.const_data_ptr<float>() : nullptr; }
+
 Tensor& attention_out(KernelRuntimeContext& context, const Tensor& query, const Tensor& key, const Tensor& value,
                       const Tensor& position, Tensor& keys, Tensor& values, Tensor& scales, const Tensor& constants,
-                      const Tensor& slopes, int64_t bits, int64_t window, int64_t sinks, bool zero_point, bool rotation,
+                      const Tensor& slopes, const Tensor& learned, int64_t bits, int64_t window, int64_t sinks, bool zero_point, bool rotation,
                       bool fine, double score_scale, double score_cap, Tensor& out) {
   if (!resized(context, out, query.sizes())) return out;
   const Layer layer{keys.size(0),
@@ -41,7 +45,8 @@ Tensor& attention_out(KernelRuntimeContext& context, const Tensor& query, const 
                     static_cast<float>(score_scale),
                     static_cast<float>(score_cap),
                     constants.const_data_ptr<float>(),
-                    slopes.numel() > 0 ? slopes.const_data_ptr<float>() : nullptr,
+                    given(slopes),
+                    given(learned),
                     keys.mutable_data_ptr<uint8_t>(),
                     values.mutable_data_ptr<uint8_t>(),
                     static_cast<uint16_t*>(scales.mutable_data_ptr())};
@@ -106,8 +111,6 @@ Tensor& silu_out(KernelRuntimeContext& context, const Tensor& value, Tensor& out
   return out;
 }
 
-const float* given(const Tensor& values) { return values.numel() > 0 ? values.const_data_ptr<float>() : nullptr; }
-
 // Codes [E, rows, bytes] with scales [E, rows, groups] as the matrix of the first expert.
 Weights first_matrix(const Tensor& codes, const Tensor& scales, int64_t columns, int64_t group_size) {
   const bool half = scales.scalar_type() == executorch::aten::ScalarType::Half;
@@ -171,12 +174,83 @@ Tensor& linear_out(KernelRuntimeContext& context, const Tensor& value, const Ten
   return out;
 }
 
+// Where a layer's state [2, ...] stands for this call. Fails where an earlier call left nothing for its position.
+Turn begun(KernelRuntimeContext& context, const Tensor& position, Tensor& state, Tensor& held, int64_t tokens) {
+  const States states{state.mutable_data_ptr<float>(), held.mutable_data_ptr<int64_t>(), state.numel() / 2};
+  const Turn turn = begin(states, position.const_data_ptr<int64_t>()[0], tokens);
+  if (turn.to == nullptr) {
+    ET_LOG(Error, "no recurrent state stands before position %" PRId64, position.const_data_ptr<int64_t>()[0]);
+    context.fail(Error::InvalidState);
+  }
+  return turn;
+}
+
+Tensor& causal_convolution_out(KernelRuntimeContext& context, const Tensor& value, const Tensor& position, Tensor& state, Tensor& held,
+                               const Tensor& weight, const Tensor& bias, Tensor& out) {
+  if (!resized(context, out, value.sizes())) return out;
+  const Turn turn = begun(context, position, state, held, value.size(0));
+  if (turn.to == nullptr) return out;
+  const Convolution convolution{value.size(0), value.size(1), weight.size(0), value.const_data_ptr<float>(), weight.const_data_ptr<float>(),
+                                given(bias), out.mutable_data_ptr<float>()};
+  executorch::extension::parallel_for(0, convolution.channels, 1024, [&](int64_t first, int64_t last) {
+    convolve(convolution, turn, first, last);
+  });
+  return out;
+}
+
+Tensor& selective_scan_out(KernelRuntimeContext& context, const Tensor& value, const Tensor& step, const Tensor& entering,
+                           const Tensor& leaving, const Tensor& position, Tensor& state, Tensor& held, const Tensor& decay,
+                           const Tensor& skip, Tensor& out) {
+  if (!resized(context, out, value.sizes())) return out;
+  const Turn turn = begun(context, position, state, held, value.size(0));
+  if (turn.to == nullptr) return out;
+  const Scan channels{value.size(0),
+                      value.size(1),
+                      decay.size(1),
+                      value.const_data_ptr<float>(),
+                      step.const_data_ptr<float>(),
+                      entering.const_data_ptr<float>(),
+                      leaving.const_data_ptr<float>(),
+                      decay.const_data_ptr<float>(),
+                      skip.const_data_ptr<float>(),
+                      out.mutable_data_ptr<float>()};
+  executorch::extension::parallel_for(0, channels.channels, 128, [&](int64_t first, int64_t last) { scan(channels, turn, first, last); });
+  return out;
+}
+
+Tensor& state_space_dual_out(KernelRuntimeContext& context, const Tensor& value, const Tensor& step, const Tensor& entering,
+                             const Tensor& leaving, const Tensor& position, Tensor& state, Tensor& held, const Tensor& step_bias,
+                             const Tensor& decay, const Tensor& skip, double shortest_step, Tensor& out) {
+  if (!resized(context, out, value.sizes())) return out;
+  const Turn turn = begun(context, position, state, held, value.size(0));
+  if (turn.to == nullptr) return out;
+  const Dual dual{value.size(0),
+                  state.size(1),
+                  state.size(2),
+                  state.size(3),
+                  state.size(4),
+                  static_cast<float>(shortest_step),
+                  value.const_data_ptr<float>(),
+                  step.const_data_ptr<float>(),
+                  entering.const_data_ptr<float>(),
+                  leaving.const_data_ptr<float>(),
+                  step_bias.const_data_ptr<float>(),
+                  decay.const_data_ptr<float>(),
+                  skip.const_data_ptr<float>(),
+                  out.mutable_data_ptr<float>()};
+  executorch::extension::parallel_for(0, decay.numel(), 2, [&](int64_t first, int64_t last) { scan_heads(dual, turn, first, last); });
+  return out;
+}
+
 }  // namespace
 }  // namespace slm
 
 EXECUTORCH_LIBRARY(slm, "linear.out", slm::linear_out);
 EXECUTORCH_LIBRARY(slm, "experts.out", slm::experts_out);
 EXECUTORCH_LIBRARY(slm, "attention.out", slm::attention_out);
+EXECUTORCH_LIBRARY(slm, "causal_convolution.out", slm::causal_convolution_out);
+EXECUTORCH_LIBRARY(slm, "selective_scan.out", slm::selective_scan_out);
+EXECUTORCH_LIBRARY(slm, "state_space_dual.out", slm::state_space_dual_out);
 EXECUTORCH_LIBRARY(slm, "rms_norm.out", slm::rms_norm_out);
 EXECUTORCH_LIBRARY(slm, "rotary.out", slm::rotary_out);
 EXECUTORCH_LIBRARY(slm, "silu.out", slm::silu_out);

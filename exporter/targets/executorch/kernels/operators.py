@@ -12,21 +12,26 @@ import torch
 
 CACHES = "Tensor(a!) keys, Tensor(b!) values, Tensor(c!) scales"
 ATTENTION = (
-    f"Tensor query, Tensor key, Tensor value, Tensor position, {CACHES}, Tensor constants, Tensor slopes, int bits, int window, "
-    "int sinks, bool zero_point, bool rotation, bool fine, float score_scale, float score_cap"
+    f"Tensor query, Tensor key, Tensor value, Tensor position, {CACHES}, Tensor constants, Tensor slopes, Tensor learned, int bits, "
+    "int window, int sinks, bool zero_point, bool rotation, bool fine, float score_scale, float score_cap"
 )
 EXPERTS = (
     "Tensor value, Tensor router, Tensor router_bias, Tensor selection_bias, Tensor gate_up, Tensor gate_up_scales, "
     "Tensor gate_up_bias, Tensor down, Tensor down_scales, Tensor down_bias, int group_size, int chosen, bool sigmoid, "
     "bool renormalized, int groups, int chosen_groups, bool best_two, float slope, float limit, float up_offset, bool rounded"
 )
+STATE = "Tensor position, Tensor(a!) state, Tensor(b!) held"
+SCANNED = f"Tensor value, Tensor step, Tensor entering, Tensor leaving, {STATE}"
 SCHEMAS = {
     "attention": ATTENTION,
+    "causal_convolution": f"Tensor value, {STATE}, Tensor weight, Tensor bias",
     "experts": EXPERTS,
     "linear": "Tensor value, Tensor codes, Tensor scales, int bits, int group_size",
     "rms_norm": "Tensor value, Tensor gain, float eps",
     "rotary": "Tensor value, Tensor cosine, Tensor sine",
+    "selective_scan": f"{SCANNED}, Tensor decay, Tensor skip",
     "silu": "Tensor value",
+    "state_space_dual": f"{SCANNED}, Tensor step_bias, Tensor decay, Tensor skip, float shortest_step",
 }
 
 _LIBRARY = torch.library.Library("slm", "DEF")

@@ -162,7 +162,7 @@ Weighted weigh_row(const Softmax& softmax, const Terms& query, float* row) {
   for (int part = 0; part < kParts; part++) highest[part] = load<Floats>(row + part * kWidth);
   for (int64_t at = kLane; at < softmax.padded; at += kLane)
     for (int part = 0; part < kParts; part++) highest[part] = larger(highest[part], load<Floats>(row + at + part * kWidth));
-  const float top = largest_of(highest);
+  const float largest = largest_of(highest), top = softmax.learned > largest ? softmax.learned : largest;
   for (int64_t at = 0; at < softmax.padded; at += kLane)
     for (int part = 0; part < kParts; part++) {
       const int64_t i = at + part * kWidth;
@@ -172,7 +172,7 @@ Weighted weigh_row(const Softmax& softmax, const Terms& query, float* row) {
       peak[part] = larger(peak[part], magnitude(weight));
       save(row + i, weight);
     }
-  return {largest_of(peak), sum_of(total), sum_of(shift)};
+  return {largest_of(peak), sum_of(total) + exp_of(all(softmax.learned - top))[0], sum_of(shift)};
 }
 
 }  // namespace

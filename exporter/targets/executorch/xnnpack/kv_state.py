@@ -110,27 +110,35 @@ class LayerState(nn.Module):
 
 
 class KvState(nn.Module):
-    """The caches of all layers."""
+    """The caches of all layers that attend."""
 
     def __init__(self, decoder: QuantizedDecoder) -> None:
         super().__init__()
-        self.rings, self.specs = decoder.layout, [layer.heads for layer in decoder.spec.layers]
+        self.rings, self.specs = decoder.layout, [layer.attention for layer in decoder.spec.layers]
         self.codecs = [
             LayerCodecs(TracedKvCodec(decoder.kv_format, entry.key), TracedKvCodec(decoder.kv_format, entry.value))
             for entry in decoder.kv_constants
         ]
         self.layers = nn.ModuleList(
             LayerState(ring, codecs, torch.zeros(1, attention.kv_heads, attention.head_dim))
+            if attention
+            else nn.Module()
             for ring, codecs, attention in zip(self.rings, self.codecs, self.specs, strict=True)
         )
 
     def attend(
-        self, layer: int, chunk: Chunk, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self,
+        layer: int,
+        chunk: Chunk,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        learned: torch.Tensor,
     ) -> torch.Tensor:
-        """Queries [S, H, Hd], keys and values [S, K, Hd] -> [S, H * Hd]."""
+        """Queries [S, H, Hd], keys and values [S, K, Hd], learned sinks [H] or [0] -> [S, H * Hd]."""
         attention, codecs, ring = self.specs[layer], self.codecs[layer], self.rings[layer]
         state, slots = self.layers[layer], chunk.slots(ring)
-        assert isinstance(state, LayerState)
+        assert isinstance(state, LayerState) and attention is not None
         keys = codecs.key.decode(state.store(KEYS, codecs.key.encode(key), slots))
         values = codecs.value.decode(state.store(VALUES, codecs.value.encode(value), slots))
         grouped = codecs.key.prepare_query(query.unflatten(1, (attention.kv_heads, attention.group)))
@@ -138,7 +146,7 @@ class KvState(nn.Module):
         scores = by_head @ keys.permute(1, 2, 0) * attention.score_scale
         scores = capped(scores, attention.score_cap).unflatten(1, (-1, attention.group))
         masked = scores + self._distances(attention, chunk, ring) + chunk.mask(ring)
-        mixed = masked.softmax(-1).flatten(1, 2) @ values.permute(1, 0, 2)
+        mixed = _softmax_beside(masked, learned).flatten(1, 2) @ values.permute(1, 0, 2)
         by_token = mixed.unflatten(1, (-1, attention.group)).permute(1, 0, 2, 3)
         return codecs.value.restore(by_token).flatten(1)
 
@@ -149,3 +157,12 @@ class KvState(nn.Module):
         slopes = torch.tensor(attention.distance_slopes).view(attention.kv_heads, 1, attention.group, 1)
         behind = chunk.held(ring)[None, :] - chunk.positions[:, None]
         return slopes * behind[:, None, :]
+
+
+def _softmax_beside(scores: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """Of [K, S, G, C] over slots; learned sinks [K * G] take their part of the sum."""
+    if not learned.numel():
+        return scores.softmax(-1)
+    heads, tokens, group, slots = scores.shape
+    beside = learned.view(heads, 1, group, 1).expand(heads, tokens, group, 1)
+    return torch.cat((scores, beside), -1).softmax(-1)[..., :slots]

@@ -6,25 +6,35 @@ import torch
 from torch import nn
 
 from exporter.decoder.eager_ops import rotate
+from exporter.decoder.recurrence import CausalConvolution, SelectiveScan, StateSpaceDual
 from exporter.decoder.rotary import attention_factor, inverse_frequencies
 from exporter.decoder.spec import AttentionSpec, ExpertsSpec, RotarySpec
+from exporter.decoder.weight_names import sinks_name
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.constants import Constants
 from exporter.targets.executorch.traced_ops import Multiply, TracedOps
 from exporter.targets.executorch.xnnpack.experts import mixture
 from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
+from exporter.targets.executorch.xnnpack.recurrence import Recurrences, RecurrentStates
 from exporter.targets.executorch.xnnpack.weights import dynamic_product, looked_up
-from exporter.targets.limits import WithoutLatents, WithoutRecurrence
+from exporter.targets.limits import WithoutLatents
 
 
-class ExecutorchOps(WithoutLatents, WithoutRecurrence, TracedOps):
+class ExecutorchOps(WithoutLatents, TracedOps):
     """Interprets one chunk: token ids int64 [S] from the absolute position int64 [1] on."""
 
     def __init__(
-        self, decoder: QuantizedDecoder, constants: Constants, state: nn.Module, chunk: Chunk, product: Multiply
+        self,
+        decoder: QuantizedDecoder,
+        constants: Constants,
+        state: nn.Module,
+        states: RecurrentStates,
+        chunk: Chunk,
+        product: Multiply,
     ) -> None:
         super().__init__(decoder, constants, chunk.positions, product)
         self.state, self.chunk = state, chunk
+        self._recurrences = Recurrences(constants, decoder.weights, states, chunk.start)
         self._tables: dict[RotarySpec, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def embedding(self, token_ids: torch.Tensor, table: str) -> torch.Tensor:
@@ -37,7 +47,39 @@ class ExecutorchOps(WithoutLatents, WithoutRecurrence, TracedOps):
         self, layer: int, attention: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         assert isinstance(self.state, KvState)
-        return self.state.attend(layer, self.chunk, query, key, value)
+        return self.state.attend(layer, self.chunk, query, key, value, self.learned_sinks(layer, attention))
+
+    def learned_sinks(self, layer: int, attention: AttentionSpec) -> torch.Tensor:
+        """float32 [H], or empty."""
+        name = sinks_name(layer)
+        return self.constants.constant(
+            name, lambda: self.weights.dense(name) if attention.learned_sinks else torch.empty(0)
+        )
+
+    def causal_convolution(self, layer: int, convolution: CausalConvolution, value: torch.Tensor) -> torch.Tensor:
+        return self._recurrences.convolve(layer, convolution, value)
+
+    def selective_scan(
+        self,
+        layer: int,
+        scan: SelectiveScan,
+        value: torch.Tensor,
+        step: torch.Tensor,
+        entering: torch.Tensor,
+        leaving: torch.Tensor,
+    ) -> torch.Tensor:
+        return self._recurrences.scan(layer, scan, value, step, entering, leaving)
+
+    def state_space_dual(
+        self,
+        layer: int,
+        dual: StateSpaceDual,
+        value: torch.Tensor,
+        step: torch.Tensor,
+        entering: torch.Tensor,
+        leaving: torch.Tensor,
+    ) -> torch.Tensor:
+        return self._recurrences.dual(layer, dual, value, step, entering, leaving)
 
     def experts(self, value: torch.Tensor, prefix: str, experts: ExpertsSpec) -> torch.Tensor:
         return mixture(self.constants, self.weights, prefix, experts, value, self._product is dynamic_product)

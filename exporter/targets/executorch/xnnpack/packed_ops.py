@@ -38,19 +38,27 @@ class PackedLayer(nn.Module):
 
 
 class PackedState(nn.Module):
-    """The caches of all layers."""
+    """The caches of all layers that attend."""
 
     def __init__(self, decoder: QuantizedDecoder) -> None:
         super().__init__()
         self.decoder = decoder
-        self.layers = nn.ModuleList(PackedLayer(decoder, layer) for layer in range(len(decoder.layout)))
+        self.layers = nn.ModuleList(
+            PackedLayer(decoder, index) if layer.attention else nn.Module()
+            for index, layer in enumerate(decoder.spec.layers)
+        )
 
 
 class PackedOps(ExecutorchOps):
     """See `ExecutorchOps`; norms with a mean are left to ExecuTorch."""
 
     def rms_norm(self, value: torch.Tensor, gain: str, norm: NormSpec) -> torch.Tensor:
-        return _OPERATORS.rms_norm(value, self.vector(gain), norm.eps)
+        if norm.groups == 1:
+            return _OPERATORS.rms_norm(value, self.vector(gain), norm.eps)
+        width = value.shape[-1] // norm.groups
+        ones = self.constants.constant(f"ones.{width}", lambda: torch.ones(width))
+        normed = _OPERATORS.rms_norm(value.unflatten(-1, (norm.groups, width)), ones, norm.eps)
+        return normed.flatten(-2) * self.vector(gain)
 
     def rotary(self, value: torch.Tensor, rotary: RotarySpec) -> torch.Tensor:
         return _OPERATORS.rotary(value, *self._angles(rotary))
@@ -69,8 +77,8 @@ class PackedOps(ExecutorchOps):
         fine = self._product is float_product  # INT8 activations are coarser than 16 bits anyway
         settings = (kv_format.bits, ring.window or 0, ring.sinks, kv_format.zero_point, kv_format.rotation, fine)
         scores = (attention.score_scale, attention.score_cap or 0.0)
-        given = (query, key, value, self.chunk.start, cache.keys, cache.values, cache.scales, constants, slopes)
-        return _OPERATORS.attention(*given, *settings, *scores).flatten(1)
+        stored = (cache.keys, cache.values, cache.scales, constants, slopes, self.learned_sinks(layer, attention))
+        return _OPERATORS.attention(query, key, value, self.chunk.start, *stored, *settings, *scores).flatten(1)
 
 
 def _stacked(constants: LayerKvConstants) -> torch.Tensor:

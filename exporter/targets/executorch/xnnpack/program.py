@@ -16,7 +16,7 @@ from executorch.exir.scalar_type import ScalarType
 from executorch.exir.schema import DelegateCall, EValue, ExecutionPlan, KernelCall, Tensor
 from torch.export import ExportedProgram
 
-from exporter.targets.executorch.xnnpack.names import CACHE_PREFIX
+from exporter.targets.executorch.xnnpack.names import CACHE_PREFIX, STATES_PREFIX
 
 ITEM_BYTES = {
     ScalarType.BYTE: 1,
@@ -49,24 +49,25 @@ def write_program(methods: dict[str, ExportedProgram], path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class CacheBuffer:
-    """One buffer of a layer's cache: slots come first in its shape."""
+class LayerBuffer:
+    """One buffer of a layer's cache, whose slots come first in its shape, or of its states, of which copies do."""
 
     layer: int
     part: str
-    slots: int
+    length: int
     bytes: int
 
 
 @dataclass(frozen=True)
 class MethodFigures:
-    """What one method of a written program executes and allocates. `arena_bytes` leaves out the caches."""
+    """What one method of a written program executes and allocates. `arena_bytes` leaves out caches and states."""
 
     name: str
     delegate_calls: int
     operators: dict[str, int]
     arena_bytes: int
-    caches: tuple[CacheBuffer, ...]
+    caches: tuple[LayerBuffer, ...]
+    states: tuple[LayerBuffer, ...]
 
 
 def read_methods(path: Path) -> dict[str, MethodFigures]:
@@ -78,25 +79,37 @@ def read_methods(path: Path) -> dict[str, MethodFigures]:
 def _figures(plan: ExecutionPlan) -> MethodFigures:
     calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
     names = [plan.operators[call.op_index] for call in calls if isinstance(call, KernelCall)]
-    caches = [cache for value in plan.values if (cache := _cache(value)) is not None]
-    cached = {value.val.allocation_info.memory_id for value in plan.values if _cache(value) is not None}
-    arenas = [size for index, size in enumerate(plan.non_const_buffer_sizes) if index not in cached]
+    caches, states = (_buffers(plan, prefix) for prefix in (CACHE_PREFIX, STATES_PREFIX))
+    kept = {
+        value.val.allocation_info.memory_id
+        for value in plan.values
+        if _path(value, CACHE_PREFIX) or _path(value, STATES_PREFIX)
+    }
+    arenas = [size for index, size in enumerate(plan.non_const_buffer_sizes) if index not in kept]
     return MethodFigures(
         plan.name,
         sum(isinstance(call, DelegateCall) for call in calls),
         dict(sorted(Counter(f"{operator.name}.{operator.overload}".rstrip(".") for operator in names).items())),
         sum(arenas),
-        tuple(sorted(caches, key=lambda cache: (cache.layer, cache.part))),
+        caches,
+        states,
     )
 
 
-def _cache(value: EValue) -> CacheBuffer | None:
-    """The cache buffer that a value is, by the name that it keeps in the file."""
+def _buffers(plan: ExecutionPlan, prefix: str) -> tuple[LayerBuffer, ...]:
+    found = []
+    for value in plan.values:
+        name = _path(value, prefix)
+        if name:
+            size = math.prod(value.val.sizes) * ITEM_BYTES[value.val.scalar_type]
+            found.append(LayerBuffer(int(name[-2]), name[-1], value.val.sizes[0], size))
+    return tuple(sorted(found, key=lambda buffer: (buffer.layer, buffer.part)))
+
+
+def _path(value: EValue, prefix: str) -> list[str]:
+    """The name that a buffer keeps in the file, at its dots; empty for any other value."""
     tensor = value.val
     if not isinstance(tensor, Tensor) or tensor.extra_tensor_info is None or tensor.allocation_info is None:
-        return None
+        return []
     name = (tensor.extra_tensor_info.fully_qualified_name or "").split(".")
-    if name[0] != CACHE_PREFIX:
-        return None
-    size = math.prod(tensor.sizes) * ITEM_BYTES[tensor.scalar_type]
-    return CacheBuffer(int(name[-2]), name[-1], tensor.sizes[0], size)
+    return name if name[0] == prefix else []

@@ -14,7 +14,7 @@ from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
 from exporter.recipe import OperatorSet, Recipe
 from exporter.targets.base import TARGETS, LowerOutcome, LowerRequest, Obtained, Refusal, TiedStorage
 from exporter.targets.executorch.kernels import build
-from exporter.targets.limits import attention_refusals, recurrence_refusals
+from exporter.targets.limits import latent_refusals
 
 LOWER_TIME_LIMIT_S = 7200.0
 GROUP_MULTIPLE = 32
@@ -49,12 +49,10 @@ class XnnpackTarget:
         return state.bytes
 
     def refusals(self, spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-        unsupported = recurrence_refusals(spec, "a program for ExecuTorch's CPU")
-        return unsupported or [
-            *_weight_refusals(spec, recipe),
-            *_cache_refusals(spec, recipe),
-            *_expert_refusals(spec, recipe),
-        ]
+        found = [*_weight_refusals(spec, recipe), *_cache_refusals(spec, recipe), *_expert_refusals(spec, recipe)]
+        if recipe.executorch.operators is OperatorSet.PLAIN and any(layer.states for layer in spec.layers):
+            found.append(Refusal("recurrent layers are operators of this project", "executorch.operators=own"))
+        return found
 
     def stored_scales(self, chosen: ScaleFormat) -> ScaleFormat:
         return ScaleFormat.BF16
@@ -138,7 +136,7 @@ def _expert_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
 
 
 def _cache_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
-    found, cache = attention_refusals(spec), recipe.kv_cache
+    found, cache = latent_refusals(spec), recipe.kv_cache
     if cache.bits >= 16 and (cache.zero_point or cache.rotation):
         settings = "kv_cache.zero_point=false, kv_cache.rotation=false"
         found.append(Refusal("a float cache has no codes that a zero point or a rotation could help", settings))

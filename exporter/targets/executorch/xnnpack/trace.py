@@ -14,6 +14,7 @@ from exporter.targets.executorch.xnnpack.kv_state import Chunk, KvState
 from exporter.targets.executorch.xnnpack.names import METHOD
 from exporter.targets.executorch.xnnpack.ops import ExecutorchOps
 from exporter.targets.executorch.xnnpack.packed_ops import PackedOps, PackedState
+from exporter.targets.executorch.xnnpack.recurrence import RecurrentStates
 from exporter.targets.executorch.xnnpack.weights import dynamic_product, float_product
 
 
@@ -27,10 +28,11 @@ class TracedDecoder(nn.Module):
         own = settings.operators is OperatorSet.OWN and decoder.kv_format.bits <= 8
         self.ops = PackedOps if own else ExecutorchOps
         self.cache: nn.Module = PackedState(decoder) if own else KvState(decoder)
+        self.states = RecurrentStates(decoder.spec)
 
     def forward(self, token_ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         chunk = Chunk(position, token_ids.shape[0])
-        ops = self.ops(self.decoder, self.constants, self.cache, chunk, self.product)
+        ops = self.ops(self.decoder, self.constants, self.cache, self.states, chunk, self.product)
         return decode_chunk(ops, self.decoder.spec, token_ids)
 
 

@@ -1,0 +1,150 @@
+// Short convolutions, selective scans and state space duals. A state is read from one copy and written to the other once; what a chunk
+// does in between stays in the processor's caches.
+#include "recurrence.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SLM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define SLM_CLONES
+#endif
+
+namespace slm {
+namespace {
+
+constexpr int64_t kNowhere = -1;
+constexpr float kLinear = 20.0f;  // from here on the softplus of a float is the float
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
+constexpr float kLeast = -87.0f;
+
+// exp(x) for x <= 0, to 2 units in the last place; zero below -87. In terms that a compiler turns into vectors.
+inline float exp_of(float x) {
+  const float within = x > kLeast ? x : kLeast;
+  const float count = (within * 1.44269504f + kRound) - kRound;
+  const float rest = (within - count * 0.693145751953125f) - count * 1.428606765330187e-6f;
+  float power = 1.0f / 720;
+  power = power * rest + 1.0f / 120;
+  power = power * rest + 1.0f / 24;
+  power = power * rest + 1.0f / 6;
+  power = power * rest + 0.5f;
+  power = power * rest + 1.0f;
+  power = power * rest + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(count) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return x > kLeast ? power * scale : 0.0f;
+}
+
+inline float softplus(float x) { return x > kLinear ? x : std::log1p(std::exp(x)); }
+
+void take_over(const Turn& turn, int64_t first, int64_t count) {
+  if (turn.from == nullptr) {
+    std::fill(turn.to + first, turn.to + first + count, 0.0f);
+  } else {
+    std::memcpy(turn.to + first, turn.from + first, sizeof(float) * count);
+  }
+}
+
+// Adds a row times weights of its own.
+SLM_CLONES void add_product(const float* __restrict row, const float* __restrict weights, int64_t count, float* __restrict out) {
+  for (int64_t i = 0; i < count; i++) out[i] += row[i] * weights[i];
+}
+
+// One token of one channel: the states [N] go on, and what they give comes back.
+SLM_CLONES float scan_channel(const float* __restrict decay, float length, float given, const float* __restrict entering,
+                              const float* __restrict leaving, int64_t size, float* __restrict state) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t n = 0; n < size; n++) {
+    state[n] = exp_of(length * decay[n]) * state[n] + given * entering[n];
+    sum += state[n] * leaving[n];
+  }
+  return sum;
+}
+
+// One token of one head: states [N][P]; adds to out [P].
+SLM_CLONES void scan_head(float faded, float length, const float* __restrict entering, const float* __restrict leaving, int64_t size,
+                          int64_t width, const float* __restrict in, float* __restrict state, float* __restrict out) {
+  for (int64_t n = 0; n < size; n++, state += width) {
+    const float enters = length * entering[n], leaves = leaving[n];
+    for (int64_t i = 0; i < width; i++) {
+      state[i] = faded * state[i] + enters * in[i];
+      out[i] += leaves * state[i];
+    }
+  }
+}
+
+}  // namespace
+
+Turn begin(const States& states, int64_t position, int64_t tokens) {
+  float* second = states.copies + states.numbers;
+  if (position == 0) {
+    states.held[0] = tokens;
+    states.held[1] = kNowhere;
+    return {nullptr, states.copies};
+  }
+  for (int copy = 0; copy < 2; copy++)
+    if (states.held[copy] == position) {
+      states.held[1 - copy] = position + tokens;
+      return copy == 0 ? Turn{states.copies, second} : Turn{second, states.copies};
+    }
+  return {nullptr, nullptr};
+}
+
+void convolve(const Convolution& convolution, const Turn& turn, int64_t first, int64_t last) {
+  const int64_t channels = convolution.channels, reach = convolution.taps - 1, count = last - first;
+  auto row_of = [&](int64_t token) -> const float* {  // null: zeros
+    if (token >= 0) return convolution.in + token * channels + first;
+    return turn.from == nullptr ? nullptr : turn.from + (token + reach) * channels + first;
+  };
+  for (int64_t token = 0; token < convolution.tokens; token++) {
+    float* out = convolution.out + token * channels + first;
+    if (convolution.bias != nullptr) {
+      std::memcpy(out, convolution.bias + first, sizeof(float) * count);
+    } else {
+      std::fill(out, out + count, 0.0f);
+    }
+    for (int64_t tap = 0; tap < convolution.taps; tap++)
+      if (const float* row = row_of(token + tap - reach)) add_product(row, convolution.weights + tap * channels + first, count, out);
+  }
+  for (int64_t kept = 0; kept < reach; kept++) {
+    float* to = turn.to + kept * channels + first;
+    if (const float* row = row_of(convolution.tokens + kept - reach)) {
+      std::memcpy(to, row, sizeof(float) * count);
+    } else {
+      std::fill(to, to + count, 0.0f);
+    }
+  }
+}
+
+void scan(const Scan& scan, const Turn& turn, int64_t first, int64_t last) {
+  const int64_t size = scan.size;
+  take_over(turn, first * size, (last - first) * size);
+  for (int64_t token = 0; token < scan.tokens; token++)
+    for (int64_t channel = first; channel < last; channel++) {
+      const int64_t at = token * scan.channels + channel;
+      const float length = softplus(scan.step[at]), given = length * scan.in[at];
+      const float sum = scan_channel(scan.decay + channel * size, length, given, scan.entering + token * size, scan.leaving + token * size,
+                                     size, turn.to + channel * size);
+      scan.out[at] = sum + scan.skip[channel] * scan.in[at];
+    }
+}
+
+void scan_heads(const Dual& dual, const Turn& turn, int64_t first, int64_t last) {
+  const int64_t heads = dual.groups * dual.group_heads, width = dual.width, numbers = dual.size * width;
+  for (int64_t head = first; head < last; head++) {
+    take_over(turn, head * numbers, numbers);
+    for (int64_t token = 0; token < dual.tokens; token++) {
+      const int64_t at = (token * heads + head) * width, shared = (token * dual.groups + head / dual.group_heads) * dual.size;
+      const float length = std::max(softplus(dual.step[token * heads + head] + dual.step_bias[head]), dual.shortest_step);
+      for (int64_t i = 0; i < width; i++) dual.out[at + i] = dual.skip[head] * dual.in[at + i];
+      scan_head(std::exp(length * dual.decay[head]), length, dual.entering + shared, dual.leaving + shared, dual.size, width,
+                dual.in + at, turn.to + head * numbers, dual.out + at);
+    }
+  }
+}
+
+}  // namespace slm
