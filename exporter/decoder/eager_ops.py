@@ -9,7 +9,7 @@ import torch
 from exporter.decoder.eager_experts import bounded, route
 from exporter.decoder.experts import ROUTER, SELECTION_BIAS, expert_prefix
 from exporter.decoder.recurrence import CONVOLUTION, SCAN, CausalConvolution, SelectiveScan, StateSpaceDual
-from exporter.decoder.scan import convolve, dual_blocks, dual_inputs, selective_scan
+from exporter.decoder.scan import ScanInputs, convolve, dual_blocks, dual_inputs, selective_scan
 from exporter.decoder.spec import Activation, ExpertsSpec, NormSpec, RotarySpec
 from exporter.decoder.weights import WeightStore
 
@@ -57,7 +57,7 @@ def activate(value: torch.Tensor, kind: Activation) -> torch.Tensor:
     return torch.nn.functional.gelu(value, approximate="tanh" if kind is Activation.GELU_TANH else "none")
 
 
-Dual = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+Dual = Callable[[ScanInputs, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """`scan.dual_steps` or `scan.dual_blocks`."""
 
 
@@ -115,16 +115,12 @@ class EagerOps:
         entering: torch.Tensor,
         leaving: torch.Tensor,
     ) -> torch.Tensor:
-        prefix, rows = f"layers.{layer}.recurrence", self.sequences(value)
-        lengths, decay = (
-            torch.nn.functional.softplus(self.sequences(step)),
-            -self.weights.dense(f"{prefix}.decay").exp(),
-        )
-        state = self.take_state(layer, SCAN, scan.states[1].shape, len(rows))
-        given = (rows, lengths, self.sequences(entering), self.sequences(leaving))
-        scanned, state = selective_scan(*given, decay, state)
+        lengths = torch.nn.functional.softplus(step)
+        given = self._scan_inputs(layer, value, lengths, entering, leaving)
+        state = self.take_state(layer, SCAN, scan.states[1].shape, len(given.value))
+        scanned, state = selective_scan(given, state)
         self.keep_state(layer, SCAN, state)
-        return scanned.flatten(0, 1) + self.weights.dense(f"{prefix}.skip") * value
+        return scanned.flatten(0, 1) + self.weights.dense(f"layers.{layer}.recurrence.skip") * value
 
     def state_space_dual(
         self,
@@ -137,13 +133,18 @@ class EagerOps:
     ) -> torch.Tensor:
         prefix, heads = f"layers.{layer}.recurrence", (dual.groups, dual.group_heads)
         biased = step + self.weights.dense(f"{prefix}.step_bias")
-        rows = dual_inputs(dual, *(self.sequences(part) for part in (value, biased, entering, leaving)))
-        decay = -self.weights.dense(f"{prefix}.decay").exp().view(heads)
-        state = self.take_state(layer, SCAN, dual.states[1].shape, len(rows[0]))
-        scanned, state = self.dual(*rows, decay, state)
+        given = dual_inputs(dual, self._scan_inputs(layer, value, biased, entering, leaving))
+        state = self.take_state(layer, SCAN, dual.states[1].shape, len(given.value))
+        scanned, state = self.dual(given, state)
         self.keep_state(layer, SCAN, state)
-        skipped = self.weights.dense(f"{prefix}.skip").view(*heads, 1) * rows[0]
+        skipped = self.weights.dense(f"{prefix}.skip").view(*heads, 1) * given.value
         return (scanned + skipped).flatten(2).flatten(0, 1)
+
+    def _scan_inputs(self, layer: int, *rows: torch.Tensor) -> ScanInputs:
+        """Value, steps, entering and leaving, cut into sequences, with the layer's decay."""
+        decay = -self.weights.dense(f"layers.{layer}.recurrence.decay").exp()
+        value, step, entering, leaving = (self.sequences(part) for part in rows)
+        return ScanInputs(value, step, entering, leaving, decay)
 
     def join(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return torch.cat((left, right), dim=-1)

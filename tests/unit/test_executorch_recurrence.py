@@ -14,8 +14,7 @@ pytest.importorskip("executorch", reason="the executorch extra is not installed"
 
 from kernel_calls import address, kernel_library
 
-from exporter.decoder.scan import convolve, dual_steps, selective_scan
-from exporter.targets.executorch.kernels import build
+from exporter.decoder.scan import ScanInputs, convolve, dual_steps, selective_scan
 from tests.unit.helpers import normal
 
 CHUNKS = (5, 1, 1, 17, 2)
@@ -25,10 +24,7 @@ SOFTPLUS = torch.nn.functional.softplus
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    if build.find_compiler() is None:
-        pytest.skip("no C++ compiler on this machine")
-    pytest.importorskip("executorch.extension.pybindings.portable_lib")
-    return kernel_library(build.operators_library())
+    return kernel_library()
 
 
 @dataclass
@@ -70,9 +66,8 @@ def scanned(library: ctypes.CDLL, size: int = 16) -> tuple[Kernel, torch.Tensor]
         normal(seed, *shape) for seed, shape in enumerate(((TOKENS, size),) * 2 + ((37, size), (37,)), 6)
     )
     decay = -decay.exp()
-    wanted, _ = selective_scan(
-        value[None], SOFTPLUS(step)[None], entering[None], leaving[None], decay, torch.zeros(1, 37, size)
-    )
+    given = ScanInputs(value[None], SOFTPLUS(step)[None], entering[None], leaving[None], decay)
+    wanted, _ = selective_scan(given, torch.zeros(1, 37, size))
     rows, constants = (value, step, entering, leaving), (decay, skip)
     return Kernel(library.slm_selective_scan, (37, size), rows, constants, 37 * size), wanted[0] + skip * value
 
@@ -85,9 +80,10 @@ def dual(library: ctypes.CDLL, shortest: float = 0.0, width: int = 20) -> tuple[
     decay = -decay.exp()
     parts = value.view(1, TOKENS, groups, heads, width)
     lengths = SOFTPLUS(step + bias).clamp_min(shortest).view(1, TOKENS, groups, heads)
-    shared = (part.view(1, TOKENS, groups, size) for part in (entering, leaving))
+    shared = [part.view(1, TOKENS, groups, size) for part in (entering, leaving)]
+    given = ScanInputs(parts, lengths, *shared, decay=decay.view(groups, heads))
     state = torch.zeros(1, groups, heads, size, width)
-    wanted, _ = dual_steps(parts, lengths, *shared, decay.view(groups, heads), state)
+    wanted, _ = dual_steps(given, state)
     wanted = wanted + skip.view(groups, heads, 1) * parts
     rows, constants = (value, step, entering, leaving), (bias, decay, skip)
     sizes, numbers = (groups, heads, size, width), groups * heads * size * width
