@@ -34,6 +34,7 @@ from exporter.targets.executorch.xnnpack.driver import open_driver
 from exporter.targets.executorch.xnnpack.lower import lower_in_child, product_count
 from exporter.targets.executorch.xnnpack.target import TOKEN_BLOCK, XnnpackTarget
 from exporter.verify.greedy import greedy_reference
+from tests.end_to_end.test_cpp_runner import built, executorch_folder
 from tests.unit.helpers import random_tokens
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler on this machine")
@@ -141,13 +142,14 @@ def test_every_conversation_of_the_bench_gives_the_token_ids_of_the_oracle(progr
     assert said(events) == wanted
 
 
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built([f"-DEXECUTORCH={executorch_folder()}"], tmp_path_factory)
+
+
 @pytest.mark.slow
 @torch.no_grad()
-def test_so_does_every_conversation_of_the_cpp_runner(
-    program: Lowered, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    cpp = pytest.importorskip("tests.end_to_end.test_cpp_runner")
-    runner = cpp.built([f"-DEXECUTORCH={cpp.executorch_folder()}"], tmp_path_factory)
+def test_so_does_every_conversation_of_the_cpp_runner(program: Lowered, runner: Path, tmp_path: Path) -> None:
     request, wanted = conversations(program)
     (tmp_path / "request.json").write_text(request.to_json(), encoding="utf-8")
     with closing(LineStream([str(runner / "executorch_runner"), str(tmp_path / "request.json")], 60)) as stream:

@@ -128,7 +128,8 @@ def test_a_position_that_no_copy_stands_before_is_refused(library: ctypes.CDLL) 
     kernel, _ = scanned(library)
     assert kernel(4, 1) is None
     assert kernel(0, 6) is not None
-    assert kernel(3, 1) is None, "left by another conversation"
+    assert kernel(3, 1) is None, "overwritten"
+    assert kernel(7, 1) is None, "left by another conversation"
     assert kernel(6, 2) is not None
     assert kernel(8, 2) is not None
     assert kernel(6, 1) is None, "two calls ago"

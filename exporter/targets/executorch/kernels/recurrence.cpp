@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SLM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -15,8 +16,7 @@
 namespace slm {
 namespace {
 
-constexpr int64_t kNowhere = -1;
-constexpr float kLinear = 20.0f;  // from here on the softplus of a float is the float
+constexpr int64_t kNowhere = -1, kUsual = 16;
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
 constexpr float kLeast = -87.0f;
 
@@ -38,7 +38,23 @@ inline float exp_of(float x) {
   return x > kLeast ? power * scale : 0.0f;
 }
 
-inline float softplus(float x) { return x > kLinear ? x : std::log1p(std::exp(x)); }
+// log(1 + exp(x)) = max(x, 0) + log(1 + u) with u = exp(-|x|), and log(1 + u) = 2 * atanh(u / (2 + u)), a series in at most 1/3.
+inline float softplus(float x) {
+  const float power = exp_of(x > 0.0f ? -x : x), part = power / (2.0f + power), square = part * part;
+  float series = 1.0f / 15;
+  series = series * square + 1.0f / 13;
+  series = series * square + 1.0f / 11;
+  series = series * square + 1.0f / 9;
+  series = series * square + 1.0f / 7;
+  series = series * square + 1.0f / 5;
+  series = series * square + 1.0f / 3;
+  series = series * square + 1.0f;
+  return (x > 0.0f ? x : 0.0f) + 2.0f * part * series;
+}
+
+SLM_CLONES void softplus_row(const float* __restrict row, int64_t count, float* __restrict out) {
+  for (int64_t i = 0; i < count; i++) out[i] = softplus(row[i]);
+}
 
 void take_over(const Turn& turn, int64_t first, int64_t count) {
   if (turn.from == nullptr) {
@@ -54,8 +70,8 @@ SLM_CLONES void add_product(const float* __restrict row, const float* __restrict
 }
 
 // One token of one channel: the states [N] go on, and what they give comes back.
-SLM_CLONES float scan_channel(const float* __restrict decay, float length, float given, const float* __restrict entering,
-                              const float* __restrict leaving, int64_t size, float* __restrict state) {
+inline float scan_channel(const float* __restrict decay, float length, float given, const float* __restrict entering,
+                          const float* __restrict leaving, int64_t size, float* __restrict state) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (int64_t n = 0; n < size; n++) {
@@ -63,6 +79,19 @@ SLM_CLONES float scan_channel(const float* __restrict decay, float length, float
     sum += state[n] * leaving[n];
   }
   return sum;
+}
+
+// One token of channels [first, last), whose steps come from `lengths` on. Published models have 16 states, one vector or two.
+SLM_CLONES void scan_token(const Scan& scan, int64_t token, int64_t first, int64_t last, const float* lengths, float* states) {
+  const int64_t size = scan.size, row = token * scan.channels;
+  const float *entering = scan.entering + token * size, *leaving = scan.leaving + token * size;
+  for (int64_t channel = first; channel < last; channel++) {
+    const float length = lengths[channel - first], in = scan.in[row + channel], *decay = scan.decay + channel * size;
+    float* state = states + channel * size;
+    const float sum = size == kUsual ? scan_channel(decay, length, length * in, entering, leaving, kUsual, state)
+                                     : scan_channel(decay, length, length * in, entering, leaving, size, state);
+    scan.out[row + channel] = sum + scan.skip[channel] * in;
+  }
 }
 
 // One token of one head: states [N][P]; adds to out [P].
@@ -121,16 +150,13 @@ void convolve(const Convolution& convolution, const Turn& turn, int64_t first, i
 }
 
 void scan(const Scan& scan, const Turn& turn, int64_t first, int64_t last) {
-  const int64_t size = scan.size;
-  take_over(turn, first * size, (last - first) * size);
-  for (int64_t token = 0; token < scan.tokens; token++)
-    for (int64_t channel = first; channel < last; channel++) {
-      const int64_t at = token * scan.channels + channel;
-      const float length = softplus(scan.step[at]), given = length * scan.in[at];
-      const float sum = scan_channel(scan.decay + channel * size, length, given, scan.entering + token * size, scan.leaving + token * size,
-                                     size, turn.to + channel * size);
-      scan.out[at] = sum + scan.skip[channel] * scan.in[at];
-    }
+  static thread_local std::vector<float> lengths;
+  lengths.resize(last - first);
+  take_over(turn, first * scan.size, (last - first) * scan.size);
+  for (int64_t token = 0; token < scan.tokens; token++) {
+    softplus_row(scan.step + token * scan.channels + first, last - first, lengths.data());
+    scan_token(scan, token, first, last, lengths.data(), turn.to);
+  }
 }
 
 void scan_heads(const Dual& dual, const Turn& turn, int64_t first, int64_t last) {
