@@ -191,7 +191,7 @@ def make_plan(spec: DecoderSpec, recipe: Recipe, target: Target) -> Plan:
         read,
         read / (recipe.device.memory_bandwidth_gb_s * 1e9) * 1e3,
         recipe.device.memory_bandwidth_gb_s,
-        tuple(target.remarks(recipe)),
+        tuple(target.remarks(spec, recipe)),
     )
 
 

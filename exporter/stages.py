@@ -144,7 +144,7 @@ def lower(run: Run, quantized: Path) -> tuple[Path, LowerOutcome]:
             weights = DecoderWeights({}, {})  # theirs is the half that is linked
             settled = (layout, kv_format, constants, settings.chunk, settings.context)
             save_cache(QuantizedDecoder(spec, weights, *settled), verification)
-            outcome = target.lower(LowerRequest(recipe, verification, windows, folder, verification, run.logs))
+            outcome = target.lower(LowerRequest(spec, recipe, verification, windows, folder, verification, run.logs))
             stage.note = f"{target.runtime}, {target.backend}"
             (folder / OUTCOME_FILE).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 

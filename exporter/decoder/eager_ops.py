@@ -28,10 +28,10 @@ def capped(value: torch.Tensor, cap: float | None) -> torch.Tensor:
 
 
 def softmax_beside(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
-    """Softmax over the last axis of [H, S, C]; learned sinks [H] take their part of the sum."""
+    """Softmax over the last axis of [..., C]; learned sinks, which broadcast to [..., 1], take their part of the sum."""
     if sinks is None:
         return scores.softmax(-1)
-    beside = sinks[:, None, None].expand(*scores.shape[:-1], 1)
+    beside = sinks.expand(*scores.shape[:-1], 1)
     return torch.cat((scores, beside), -1).softmax(-1)[..., :-1]
 
 

@@ -117,5 +117,5 @@ def _attention_by_hand(
     for index in range(query.shape[0]):
         keys, values = (part[index].repeat_interleave(attention.group, 0) for part in (key, value))
         scores = capped(query[index] @ keys.transpose(1, 2) * attention.score_scale, attention.score_cap)
-        mixed[index] = softmax_beside(scores + mask, sinks) @ values
+        mixed[index] = softmax_beside(scores + mask, None if sinks is None else sinks[:, None, None]) @ values
     return mixed

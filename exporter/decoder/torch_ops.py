@@ -149,8 +149,9 @@ class TorchOps(EagerOps):
             slopes = torch.tensor(attention.distance_slopes).view(attention.kv_heads, attention.group, 1, 1)
             scores = scores + slopes * torch.from_numpy(held[None, :] - positions[:, None])
         visible = torch.from_numpy(cache.layout.visible(positions, held))
-        sinks = self.weights.dense(sinks_name(layer)) if attention.learned_sinks else None
-        probabilities = softmax_beside(scores.masked_fill(~visible, -torch.inf).flatten(0, 1), sinks).view_as(scores)
+        learned = self.weights.dense(sinks_name(layer)) if attention.learned_sinks else None
+        sinks = None if learned is None else learned.view(attention.kv_heads, attention.group, 1, 1)
+        probabilities = softmax_beside(scores.masked_fill(~visible, -torch.inf), sinks)
         mixed = cache.restore(torch.einsum("krsc,ckd->skrd", probabilities, values))
         return mixed.flatten(1)
 

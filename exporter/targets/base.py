@@ -56,6 +56,7 @@ class TiedStorage:
 class LowerRequest:
     """Paths and settings of one lowering. `artifact` is what ships; `verification` holds what only checks need."""
 
+    spec: DecoderSpec
     recipe: Recipe
     quantized: Path
     calibration_windows: list[list[int]]
@@ -116,7 +117,7 @@ class Target(Protocol):
     def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
         """How the artifact stores a tied table."""
 
-    def remarks(self, recipe: Recipe) -> list[str]:
+    def remarks(self, spec: DecoderSpec, recipe: Recipe) -> list[str]:
         """What a user should know about this combination although it works."""
 
     def toolchain_problem(self) -> str | None:

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("executorch", reason="the executorch extra is not installed")
 
 from executorch_artifact import FLOAT, require_parity
-from expert_cases import EXPERT_CASES, qwen2_moe, qwen3_moe
+from expert_cases import EXPERT_CASES, gpt_oss, qwen2_moe, qwen3_moe
 from family_cases import ALTERNATING, Case
 from quantized_case import quantized_case
 from random_checkpoint import WINDOW
@@ -55,6 +55,13 @@ def test_experts_are_refused_or_equal_the_oracle_in_executorch(case: str, tmp_pa
     if refusals:
         return
     require_equal(decoder, tmp_path)
+
+
+@torch.no_grad()
+def test_learned_sinks_beside_a_float_cache_equal_the_oracle(tmp_path: Path) -> None:
+    """Such a cache is read by operators of ExecuTorch, not by this project's attention."""
+    case = Case(gpt_oss(num_hidden_layers=1, layer_types=["full_attention"]), {})
+    require_equal(quantized_case(case, tmp_path, KvFormat(32, KvScaling.NONE), ScaleFormat.BF16), tmp_path)
 
 
 def require_equal(decoder: QuantizedDecoder, tmp_path: Path) -> None:

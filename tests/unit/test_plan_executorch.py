@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from tiny_checkpoint import spec_of, tiny_config
 
+from exporter.checkpoint.family import all_families
 from exporter.decoder.spec import DecoderSpec
 from exporter.errors import PlanRefused
 from exporter.plan import check_refusals, make_plan
@@ -72,10 +73,16 @@ def test_packed_caches_have_slots_in_blocks_and_float_ones_have_not() -> None:
     assert set(make_plan(spec, recipe("cache.chunk=3", "kv_cache.bits=32"), TARGET).slots_per_layer) == {23}
 
 
+@pytest.mark.parametrize("family", ["mamba", "mixtral"])
+def test_recurrences_and_experts_call_operators_whatever_the_cache(family: str) -> None:
+    spec = all_families().get(family).published_spec()
+    remarks = TARGET.remarks(spec, recipe("kv_cache.bits=32", "executorch.activation_bits=8"))
+    assert any("operators of this project" in remark for remark in remarks)
+
+
 def test_without_a_compiler_the_plan_says_what_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not any(
-        "compiler" in remark for remark in TARGET.remarks(recipe("kv_cache.bits=32", "executorch.activation_bits=8"))
-    )
+    plain = recipe("kv_cache.bits=32", "executorch.activation_bits=8")
+    assert TARGET.remarks(spec_of(tiny_config()), plain) == []
     monkeypatch.setenv("CXX", "no-such-compiler")
     remarks = make_plan(spec_of(tiny_config()), recipe(), TARGET).remarks
     assert any("executorch.operators=plain" in remark for remark in remarks)

@@ -78,7 +78,7 @@ class CoreMlTarget:
     def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
         return TiedStorage(True)
 
-    def remarks(self, recipe: Recipe) -> list[str]:
+    def remarks(self, spec: DecoderSpec, recipe: Recipe) -> list[str]:
         return [NO_APPLE_RUNTIME]
 
     def toolchain_problem(self) -> str | None:

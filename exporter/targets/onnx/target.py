@@ -75,7 +75,7 @@ class OnnxTarget:
     def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
         return TiedStorage(True)
 
-    def remarks(self, recipe: Recipe) -> list[str]:
+    def remarks(self, spec: DecoderSpec, recipe: Recipe) -> list[str]:
         return []
 
     def toolchain_problem(self) -> str | None:

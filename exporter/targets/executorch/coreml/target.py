@@ -54,8 +54,8 @@ class ExecutorchCoreMlTarget:
     def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
         return self._package.tied_storage(spec, recipe)
 
-    def remarks(self, recipe: Recipe) -> list[str]:
-        return [*self._package.remarks(recipe), CHUNK_REMARK]
+    def remarks(self, spec: DecoderSpec, recipe: Recipe) -> list[str]:
+        return [*self._package.remarks(spec, recipe), CHUNK_REMARK]
 
     def toolchain_problem(self) -> str | None:
         if importlib.util.find_spec("executorch") is None:

@@ -63,7 +63,7 @@ class QnnTarget:
             "second copy of the same codes",
         )
 
-    def remarks(self, recipe: Recipe) -> list[str]:
+    def remarks(self, spec: DecoderSpec, recipe: Recipe) -> list[str]:
         if recipe.kv_cache.bits == 4:
             return [
                 "INT4 KV halves the cache in memory, but the HTP unpacks it through a table gather, which writes what it "

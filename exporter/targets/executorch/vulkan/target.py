@@ -64,7 +64,7 @@ class VulkanTarget:
         reason = "its codes are stored once, but the lookup and the product read the scales in two orders"
         return TiedStorage(False, size * groups * spec.vocab_size, reason)
 
-    def remarks(self, recipe: Recipe) -> list[str]:
+    def remarks(self, spec: DecoderSpec, recipe: Recipe) -> list[str]:
         floats = "fp16" if recipe.kv_cache.bits == 16 else "float32"
         return [
             "no runtime on this machine runs a Vulkan program: the export checks the traced graph in float32, not the artifact",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from exporter.decoder.cache import EMPTY, LayerCache
-from exporter.decoder.eager_ops import capped
+from exporter.decoder.eager_ops import capped, softmax_beside
 from exporter.decoder.spec import AttentionSpec
 from exporter.quantize.kv_codec import EncodedRows, KvCodec
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder
@@ -146,7 +146,8 @@ class KvState(nn.Module):
         scores = by_head @ keys.permute(1, 2, 0) * attention.score_scale
         scores = capped(scores, attention.score_cap).unflatten(1, (-1, attention.group))
         masked = scores + self._distances(attention, chunk, ring) + chunk.mask(ring)
-        mixed = _softmax_beside(masked, learned).flatten(1, 2) @ values.permute(1, 0, 2)
+        sinks = learned.view(attention.kv_heads, 1, attention.group, 1) if attention.learned_sinks else None
+        mixed = softmax_beside(masked, sinks).flatten(1, 2) @ values.permute(1, 0, 2)
         by_token = mixed.unflatten(1, (-1, attention.group)).permute(1, 0, 2, 3)
         return codecs.value.restore(by_token).flatten(1)
 
@@ -157,12 +158,3 @@ class KvState(nn.Module):
         slopes = torch.tensor(attention.distance_slopes).view(attention.kv_heads, 1, attention.group, 1)
         behind = chunk.held(ring)[None, :] - chunk.positions[:, None]
         return slopes * behind[:, None, :]
-
-
-def _softmax_beside(scores: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-    """Of [K, S, G, C] over slots; learned sinks [K * G] take their part of the sum."""
-    if not learned.numel():
-        return scores.softmax(-1)
-    heads, tokens, group, slots = scores.shape
-    beside = learned.view(heads, 1, group, 1).expand(heads, tokens, group, 1)
-    return torch.cat((scores, beside), -1).softmax(-1)[..., :slots]

@@ -60,8 +60,8 @@ class XnnpackTarget:
     def tied_storage(self, spec: DecoderSpec, recipe: Recipe) -> TiedStorage:
         return TiedStorage(True)
 
-    def remarks(self, recipe: Recipe) -> list[str]:
-        if not _own(recipe):
+    def remarks(self, spec: DecoderSpec, recipe: Recipe) -> list[str]:
+        if not _own(spec, recipe):
             return []
         remark = f"the program calls operators of this project: an app links {build.LIBRARY} (see the guide export-for-android-cpu)"
         if build.find_compiler() is not None:
@@ -75,7 +75,7 @@ class XnnpackTarget:
         return None
 
     def lower(self, request: LowerRequest) -> LowerOutcome:
-        if _own(request.recipe):
+        if _own(request.spec, request.recipe):
             build.operators_library()
         arguments = {
             "quantized": str(request.quantized),
@@ -93,9 +93,10 @@ def _packed(recipe: Recipe) -> bool:
     return recipe.executorch.operators is OperatorSet.OWN and recipe.kv_cache.bits <= 8
 
 
-def _own(recipe: Recipe) -> bool:
+def _own(spec: DecoderSpec, recipe: Recipe) -> bool:
     """Whether the program calls operators of this project."""
-    return _packed(recipe) or recipe.executorch.activation_bits == 32
+    layers = any(layer.states or isinstance(layer.feed_forward, ExpertsSpec) for layer in spec.layers)
+    return _packed(recipe) or recipe.executorch.activation_bits == 32 or layers
 
 
 def _weight_refusals(spec: DecoderSpec, recipe: Recipe) -> list[Refusal]:
