@@ -3,13 +3,8 @@
 
 #include <vector>
 
+#include "clones.h"
 #include "codec.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SLM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define SLM_CLONES
-#endif
 
 namespace slm {
 namespace {

@@ -7,11 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SLM_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define SLM_CLONES
-#endif
+#include "clones.h"
 
 namespace slm {
 namespace {
@@ -20,7 +16,7 @@ constexpr int64_t kNowhere = -1, kUsual = 16;
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
 constexpr float kLeast = -87.0f;
 
-// exp(x) for x <= 0, to 2 units in the last place; zero below -87. In terms that a compiler turns into vectors.
+// `exp_of` of path_rows.h for one number, in terms that a compiler turns into vectors.
 inline float exp_of(float x) {
   const float within = x > kLeast ? x : kLeast;
   const float count = (within * 1.44269504f + kRound) - kRound;

@@ -59,27 +59,11 @@ class ExecutorchOps(WithoutLatents, TracedOps):
     def causal_convolution(self, layer: int, convolution: CausalConvolution, value: torch.Tensor) -> torch.Tensor:
         return self._recurrences.convolve(layer, convolution, value)
 
-    def selective_scan(
-        self,
-        layer: int,
-        scan: SelectiveScan,
-        value: torch.Tensor,
-        step: torch.Tensor,
-        entering: torch.Tensor,
-        leaving: torch.Tensor,
-    ) -> torch.Tensor:
-        return self._recurrences.scan(layer, scan, value, step, entering, leaving)
+    def selective_scan(self, layer: int, scan: SelectiveScan, *rows: torch.Tensor) -> torch.Tensor:
+        return self._recurrences.scan(layer, scan, *rows)
 
-    def state_space_dual(
-        self,
-        layer: int,
-        dual: StateSpaceDual,
-        value: torch.Tensor,
-        step: torch.Tensor,
-        entering: torch.Tensor,
-        leaving: torch.Tensor,
-    ) -> torch.Tensor:
-        return self._recurrences.dual(layer, dual, value, step, entering, leaving)
+    def state_space_dual(self, layer: int, dual: StateSpaceDual, *rows: torch.Tensor) -> torch.Tensor:
+        return self._recurrences.dual(layer, dual, *rows)
 
     def experts(self, value: torch.Tensor, prefix: str, experts: ExpertsSpec) -> torch.Tensor:
         return mixture(self.constants, self.weights, prefix, experts, value, self._product is dynamic_product)
