@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from exporter.quantize.formats import KvFormat, ScaleFormat, WeightFormat
 from exporter.quantize.quantized_checkpoint import QuantizedDecoder, save_quantized
 from exporter.targets.executorch.xnnpack.driver import open_driver
 from exporter.targets.executorch.xnnpack.lower import lower_in_child
+from exporter.targets.executorch.xnnpack.target import TOKEN_BLOCK
 from tests.unit.helpers import TinyModel, quantized_decoder
 
 FLOAT = {"activation_bits": 32}
@@ -27,6 +29,17 @@ def lower_executorch(
     save_quantized(decoder, folder)
     lower_in_child({"quantized": str(folder), "artifact": str(folder), "settings": settings}, lambda event: None)
     return decoder
+
+
+def lower_in_blocks(
+    decoder: QuantizedDecoder, folder: Path, settings: dict[str, Any] = FLOAT
+) -> tuple[QuantizedDecoder, dict[str, Any]]:
+    """A program in `folder`, the decoder that it must equal, with slots in the blocks of packed caches, and what lowering says of it."""
+    whole = tuple(replace(ring, slots=-(-ring.slots // TOKEN_BLOCK) * TOKEN_BLOCK) for ring in decoder.layout)
+    decoder = replace(decoder, layout=whole)
+    save_quantized(decoder, folder)
+    arguments = {"quantized": str(folder), "artifact": str(folder), "settings": settings}
+    return decoder, lower_in_child(arguments, lambda event: None)
 
 
 def require_parity(

@@ -17,13 +17,15 @@ from exporter.quantize.quantizer import quantize_decoder
 CHUNK = 16
 
 
-def quantized_case(case: Case, folder: Path, kv_format: KvFormat, scale_format: ScaleFormat) -> QuantizedDecoder:
+def quantized_case(
+    case: Case, folder: Path, kv_format: KvFormat, scale_format: ScaleFormat, embedding_bits: int = 4
+) -> QuantizedDecoder:
     """Saves a random checkpoint below `folder` and quantizes it by rounding to nearest."""
     saved = save_random_checkpoint(folder / "checkpoint", case.config, embedding=case.embedding)
     edit_config(saved, case.removed, **case.changes)
     checkpoint = open_checkpoint(saved).for_context(CONTEXT)
     spec, listener = checkpoint.spec, KvCalibrator(checkpoint.spec)
-    settings = WeightSettings(RoundingMethod.RTN, 32, scale_format)
+    settings = WeightSettings(RoundingMethod.RTN, 32, scale_format, embedding_bits)
     windows = random_tokens(2 * 64, VOCABULARY, seed=3).view(2, 64).tolist()
     weights = quantize_decoder(spec, checkpoint, settings, windows, listener.observe)
     layout, constants = cache_layout(spec, CacheSettings(CONTEXT, CHUNK)), listener.constants(kv_format)

@@ -14,11 +14,11 @@ import torch
 
 pytest.importorskip("executorch", reason="the executorch extra is not installed")
 
-from executorch_artifact import FLOAT, require_parity
+from executorch_artifact import FLOAT, lower_in_blocks, require_parity
 from family_cases import Case
 from quantized_case import CHUNK, quantized_case
 from random_checkpoint import CHUNKS, CONTEXT, tiny_shape
-from recurrent_cases import RECURRENT_CASES, RECURRENT_FAMILIES, bamba, falcon_h1, lfm2, mamba, zamba2
+from recurrent_cases import RECURRENT_CASES, bamba, falcon_h1, lfm2, mamba, zamba2
 from transformers import PhiConfig
 
 from device_tests import python_runner
@@ -26,13 +26,11 @@ from device_tests.process import LineStream
 from device_tests.protocol import Event, Repetition, RunnerRequest, parse_line
 from exporter.decoder.cache import CacheSettings, cache_layout
 from exporter.quantize.formats import KvFormat, KvScaling, ScaleFormat
-from exporter.quantize.quantized_checkpoint import QuantizedDecoder, save_quantized
-from exporter.recipe import load_recipe
-from exporter.targets.base import find_target
+from exporter.quantize.quantized_checkpoint import QuantizedDecoder
 from exporter.targets.executorch.kernels.build import find_compiler
 from exporter.targets.executorch.xnnpack.driver import open_driver
-from exporter.targets.executorch.xnnpack.lower import lower_in_child, product_count
-from exporter.targets.executorch.xnnpack.target import TOKEN_BLOCK, XnnpackTarget
+from exporter.targets.executorch.xnnpack.lower import product_count
+from exporter.targets.executorch.xnnpack.target import XnnpackTarget
 from exporter.verify.greedy import greedy_reference
 from tests.end_to_end.test_cpp_runner import built, executorch_folder
 from tests.unit.helpers import random_tokens
@@ -69,12 +67,9 @@ class Lowered:
 @torch.no_grad()
 def lowered(case: Case, settings: dict[str, Any], folder: Path, cache: CacheSettings = WINDOW) -> Lowered:
     decoder = quantized_case(case, folder, KvFormat(8, KvScaling.PER_TOKEN), ScaleFormat.BF16)
-    layout = cache_layout(decoder.spec, cache)
-    whole = tuple(replace(ring, slots=-(-ring.slots // TOKEN_BLOCK) * TOKEN_BLOCK) for ring in layout)
-    decoder = replace(decoder, layout=whole)
-    save_quantized(decoder, folder)
-    arguments = {"quantized": str(folder), "artifact": str(folder), "settings": settings}
-    return Lowered(decoder, folder, lower_in_child(arguments, lambda event: None))
+    decoder = replace(decoder, layout=cache_layout(decoder.spec, cache))
+    whole, outcome = lower_in_blocks(decoder, folder, settings)
+    return Lowered(whole, folder, outcome)
 
 
 @pytest.fixture(scope="module", params=MIXERS, ids=MIXERS)
@@ -154,16 +149,6 @@ def test_so_does_every_conversation_of_the_cpp_runner(program: Lowered, runner: 
     (tmp_path / "request.json").write_text(request.to_json(), encoding="utf-8")
     with closing(LineStream([str(runner / "executorch_runner"), str(tmp_path / "request.json")], 60)) as stream:
         assert said(parse_line(line) for line in stream.lines()) == wanted
-
-
-@pytest.mark.slow
-@torch.no_grad()
-@pytest.mark.parametrize("family", RECURRENT_FAMILIES)
-def test_every_family_with_recurrent_layers_equals_the_oracle(family: str, tmp_path: Path) -> None:
-    program = lowered(RECURRENT_CASES[family], FLOAT, tmp_path, CacheSettings(CONTEXT, CHUNK))
-    recipe = load_recipe("android-cpu-small")
-    assert find_target(recipe.target.kind).refusals(program.decoder.spec, recipe) == []
-    require_parity(program.decoder, program.folder, 1e-4)
 
 
 @pytest.mark.slow
