@@ -17,7 +17,7 @@ from exporter.manifest import REPORT_FILE, check_integrity, exported_recipe, rea
 from exporter.plan import cache_settings, plan_export
 from exporter.progress import StageDisplay, peak_rss_bytes
 from exporter.quantize.quantized_checkpoint import load_quantized
-from exporter.recipe import Recipe
+from exporter.recipe import Recipe, recipe_names
 from exporter.report.build import (
     artifact_obtained,
     build_report,
@@ -37,11 +37,6 @@ from exporter.verify.evaluation import EvaluationSet
 from exporter.verify.gates import require
 from exporter.verify.scores import ArtifactRun
 from exporter.verify.verification import verify_artifact
-
-GATE_STEP = (
-    "nothing was written; try finer weights or more calibration text, or accept it with --set gates.FIELD=LIMIT "
-    "(gates_int4_kv.FIELD for an INT4 cache)"
-)
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ def export(request: ExportRequest, display: StageDisplay, logits: Path | None = 
         assemble(run, lowered, folder)
         result, evaluation = verify(run, folder, sums, logits)
         audit_run(plan, result)
-        require(result.gates, GATE_STEP)
+        require(result.gates, gate_step(recipe.name))
         with display.stage("package"):
             evaluation.save(folder / VERIFICATION_FOLDER)
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -149,6 +144,16 @@ def verify_export(folder: Path, display: StageDisplay) -> dict[str, Any]:
         "parity": parity_section(target, result),
         "quality": quality_section(target, evaluation, result),
     }
+
+
+def gate_step(recipe: str) -> str:
+    """What to try after an export that missed a gate."""
+    small = f"{recipe}-small"
+    other = f"--recipe {small} for a small model, " if small in recipe_names() else ""
+    return (
+        f"nothing was written; try {other}finer weights or more calibration text, or accept it with --set gates.FIELD=LIMIT "
+        "(gates_int4_kv.FIELD for an INT4 cache)"
+    )
 
 
 def require_toolchain(target: Target) -> None:

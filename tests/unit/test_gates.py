@@ -7,6 +7,7 @@ import math
 import pytest
 
 from exporter.errors import ExitCode, GateFailed
+from exporter.pipeline import gate_step
 from exporter.verify.gates import Gate, percent_rise, require
 
 
@@ -62,3 +63,8 @@ def test_every_failed_gate_is_named() -> None:
 @pytest.mark.parametrize(("value", "reference", "percent"), [(11.0, 10.0, 10.0), (10.0, 10.0, 0.0), (9.0, 10.0, -10.0)])
 def test_percent_rise(value: float, reference: float, percent: float) -> None:
     assert percent_rise(value, reference) == pytest.approx(percent)
+
+
+def test_after_a_missed_gate_the_recipe_for_small_models_is_offered_where_there_is_one() -> None:
+    assert "--recipe onnx-cpu-small" in gate_step("onnx-cpu")
+    assert not any("--recipe" in gate_step(name) for name in ("onnx-cpu-small", "ios", "a-recipe-of-my-own"))
