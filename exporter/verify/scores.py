@@ -118,6 +118,7 @@ def _score_oracle(
             if index < evaluation.artifact_windows:
                 compared.add(logits, window)
                 rows.append(logits.numpy())
+            del logits  # else they would lie beside those of the next window, which exist twice already
     if exact:
         oracle = decoder.exact_oracle()
         with RowFile(files[1]) as rows:
