@@ -63,28 +63,14 @@ class Recurrences:
         )
         return _OPERATORS.causal_convolution(value, self.start, *self.states.of(layer, CONVOLUTION), by_tap, bias)
 
-    def scan(
-        self,
-        layer: int,
-        scan: SelectiveScan,
-        value: torch.Tensor,
-        step: torch.Tensor,
-        entering: torch.Tensor,
-        leaving: torch.Tensor,
-    ) -> torch.Tensor:
-        given = (value, step, entering, leaving, self.start, *self.states.of(layer, SCAN))
+    def scan(self, layer: int, scan: SelectiveScan, *rows: torch.Tensor) -> torch.Tensor:
+        """`rows` are value, step, entering and leaving."""
+        given = (*rows, self.start, *self.states.of(layer, SCAN))
         return _OPERATORS.selective_scan(*given, self._decay(layer), self._vector(layer, "skip"))
 
-    def dual(
-        self,
-        layer: int,
-        dual: StateSpaceDual,
-        value: torch.Tensor,
-        step: torch.Tensor,
-        entering: torch.Tensor,
-        leaving: torch.Tensor,
-    ) -> torch.Tensor:
-        given = (value, step, entering, leaving, self.start, *self.states.of(layer, SCAN))
+    def dual(self, layer: int, dual: StateSpaceDual, *rows: torch.Tensor) -> torch.Tensor:
+        """The same rows."""
+        given = (*rows, self.start, *self.states.of(layer, SCAN))
         vectors = (self._vector(layer, "step_bias"), self._decay(layer), self._vector(layer, "skip"))
         return _OPERATORS.state_space_dual(*given, *vectors, dual.shortest_step)
 
